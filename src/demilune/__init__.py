@@ -1,0 +1,36 @@
+"""Adversarial training of image classifiers, and an honest account of what it achieved.
+
+Importing this package does not import torch: its names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Ball": "demilune.core.geometry",
+    "Stream": "demilune.core.random",
+    "FGSM": "demilune.attacks",
+    "PGD": "demilune.attacks",
+    "CW": "demilune.attacks",
+    "TargetedPGD": "demilune.attacks",
+    "MultiTargeted": "demilune.attacks",
+    "frozen": "demilune.attacks",
+    "Standard": "demilune.methods",
+    "SAT": "demilune.methods",
+    "AVM": "demilune.methods",
+    "RAT": "demilune.methods",
+    "Batch": "demilune.methods",
+    "step": "demilune.train",
+    "survivors": "demilune.attacks",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'demilune' has no attribute {name!r}")

@@ -1,0 +1,232 @@
+"""What an attack is, and the one loop of ascent that every gradient attack shares."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from demilune.core.geometry import Ball, per_image
+from demilune.core.losses import margin
+from demilune.core.random import Stream
+from demilune.errors import DemiluneError
+
+Model = Callable[[Tensor], Tensor]
+"""Anything from images [N,C,H,W] in [0,1] to logits [N,K]; normalisation belongs inside."""
+
+BatchNormMode = Literal["eval", "train_frozen", "train"]
+
+
+class Attack(ABC):
+    """A frozen value with one call, ``attack(model, x, y, ball, rng) -> x_adv``.
+
+    Nothing else changes: inputs, weights, gradients, modes, batch-norm statistics and global generators stay
+    as they were. ``x`` [N,…] in [0,1], ``y`` int64 [N]; the result has the shape of ``x`` and lies in the ball
+    and in [0,1].
+    """
+
+    __slots__ = ()
+
+    @final
+    def __call__(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Tensor:
+        """Return adversarial images, after checking that the images given are images.
+
+        Raises DemiluneError where pixels are not in [0,1], not finite or not floating point, or where the
+        labels do not fit.
+        """
+        check_images(x, y)
+        with frozen(model, "keep"), seeded(rng, x.device):
+            return self.perturb(model, x, y, ball, rng)
+
+    @abstractmethod
+    def perturb(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Tensor:
+        """Return adversarial images without the checks: for training, whose images are known to be good."""
+
+
+class Iterate(NamedTuple):
+    """A point of an attack's path with the logits its gradient step computed anyway (None for the last)."""
+
+    point: Tensor
+    logits: Tensor | None
+
+
+class IterativeAttack(Attack):
+    """An attack that is its iterates; a plain call takes the last."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def path(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Iterator[Iterate]:
+        """Yield x_0 … x_K. The caller has frozen the model; no yielded tensor carries a graph."""
+
+    @final
+    def perturb(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Tensor:
+        """Return x_K."""
+        point = x
+        for point, _ in self.path(model, x, y, ball, rng):
+            pass
+        return point
+
+
+class Readings(NamedTuple):
+    """What one run (and its restarts) of an iterative attack says; all [N,…] images.
+
+    ``last``: x_K of the first run. ``any``: the iterate x_1 … x_K of the first run with the largest margin.
+    ``best``: the same over all runs.
+    """
+
+    last: Tensor
+    any: Tensor
+    best: Tensor
+
+
+def read(
+    attack: IterativeAttack, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream, restarts: int = 1
+) -> Readings:
+    """Run an attack ``restarts`` times and keep each image's iterate of largest margin.
+
+    The first run is the one that ``attack(model, x, y, ball, rng)`` makes. Later runs skip the images that are
+    broken already, which cannot change the worst case (attacks.md 6.4) nor, as draws are addressed by image,
+    any other image's draw.
+    """
+    last, found, value = _largest(attack, model, x, y, ball, rng)
+    best = found
+    for restart in range(1, restarts):
+        rows = (value <= 0).nonzero().squeeze(1)
+        if len(rows) == 0:
+            break
+        there, again = x[rows], rng.take(rows).sub("restart", restart)
+        _, point, height = _largest(attack, model, there, y[rows], ball, again)
+        better = height > value[rows]
+        best = best.index_copy(
+            0, rows, torch.where(per_image(better, there), point, best[rows])
+        )
+        value = value.index_copy(0, rows, torch.where(better, height, value[rows]))
+    return Readings(last, found, best)
+
+
+def _largest(
+    attack: IterativeAttack, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x_K, the iterate x_1 … x_K of largest margin, and its margin [N] from a forward without gradient."""
+    best, value = x, torch.full((len(x),), float("-inf"), device=x.device)
+    point, logits = x, None
+    for number, (point, logits) in enumerate(attack.path(model, x, y, ball, rng)):
+        if number == 0 or logits is None:
+            continue
+        height = margin(logits, y).to(value.dtype)
+        higher = height > value
+        best = torch.where(per_image(higher, x), point, best)
+        value = torch.where(higher, height, value)
+    # The verdict on whether an image is broken is never taken from the search's own logits, which may be of
+    # low precision: x_K and the best iterate so far are both run once more, without gradient.
+    with torch.no_grad():
+        end = margin(model(point), y).to(value.dtype)
+        value = torch.where(value > float("-inf"), margin(model(best), y).to(value.dtype), value)
+    higher = end > value
+    return point, torch.where(per_image(higher, x), point, best), torch.where(higher, end, value)
+
+
+def ascend(
+    model: Model,
+    x: Tensor,
+    start: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    ball: Ball,
+    size: float,
+    steps: int,
+) -> Iterator[Iterate]:
+    """Yield the iterates of x ← Π(x + α · steepest(∇ Σ_i loss_i)), from ``start``; α = ``size``.
+
+    ``loss`` maps logits [N,K] to [N]. Gradients are summed, not averaged, so that they do not underflow in low
+    precision, and are taken with respect to the images alone.
+    """
+    point = start.detach()
+    for _ in range(steps):
+        with torch.enable_grad():
+            leaf = point.detach().requires_grad_()
+            logits = model(leaf)
+            (gradient,) = torch.autograd.grad(loss(logits).sum(), leaf)
+        yield Iterate(point, logits.detach())
+        point = ball.project(point + size * ball.steepest(gradient), x)
+    yield Iterate(point, None)
+
+
+@contextmanager
+def frozen(model: Model, bn: BatchNormMode | Literal["keep"]) -> Iterator[None]:
+    """Hold a network still while it is attacked: no weight gradients, and batch norm as named.
+
+    ``eval``: running statistics. ``train_frozen``: the batch's statistics, the running ones untouched.
+    ``train``: the batch's statistics, which also move the running ones (only to reproduce released code).
+    ``keep``: every module's mode as it stands, running statistics untouched. Every flag is restored on leaving.
+    What is no module is left alone.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tracking: list[nn.modules.batchnorm._BatchNorm] = []
+    try:
+        for parameter in weights:
+            parameter.requires_grad_(False)
+        if bn != "keep":
+            model.train(bn != "eval")
+        if bn in ("train_frozen", "keep"):
+            norms = (m for m in model.modules() if isinstance(m, _BATCH_NORMS))
+            tracking = [m for m in norms if m.training and m.track_running_stats]
+            for module in tracking:
+                module.track_running_stats = False
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
+        for module, mode in modes:
+            module.training = mode
+        for parameter in weights:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def seeded(rng: Stream, device: torch.device) -> Iterator[None]:
+    """Give the model's own randomness (dropout) an address too, and leave the global generators as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(rng.seed("model"))
+        yield
+
+
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+def check_images(x: Tensor, y: Tensor) -> None:
+    """Refuse what is not a batch of images in [0,1] with a label each."""
+    if not x.is_floating_point() or x.dim() < 2 or len(x) == 0:
+        raise DemiluneError(
+            f"an attack was given {x.dtype} {list(x.shape)}: it needs floating-point images [N, …] in [0,1] "
+            "(divide 8-bit pixels by 255)"
+        )
+    if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+        raise DemiluneError(
+            f"an attack was given labels {y.dtype} {list(y.shape)} for {len(x)} images: "
+            f"it needs one class index each, int64 [{len(x)}]"
+        )
+    low, high = (float(v) for v in torch.aminmax(x.detach()))
+    if not (low >= 0.0 and high <= 1.0):  # also false for NaN
+        raise DemiluneError(
+            f"an attack was given pixels from {low:g} to {high:g}: images must lie in [0,1] "
+            "(normalisation belongs inside the model; NaN means a broken input)"
+        )
+
+
+def check_steps(steps: int, size: float, ratio: float | None) -> None:
+    """Refuse a number of steps or a step size that means nothing."""
+    if steps < 0:
+        raise DemiluneError(f"steps = {steps}: it must be 0 or more")
+    if not 0.0 < size < float("inf"):
+        raise DemiluneError(f"step_size = {size:g}: it must be a positive number (2 grey levels are written 2/255)")
+    if ratio is not None and not 0.0 < ratio < float("inf"):
+        raise DemiluneError(f"step_ratio = {ratio:g}: it must be a positive number, or null to use step_size")

@@ -1,0 +1,467 @@
+"""The commands. torch, and whatever needs it, is imported inside the command that does."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from demilune import __version__
+from demilune.errors import DemiluneError, unknown
+from demilune.options import Parser, add_fields, names, nested, number, overlaid, scan, whole, words
+
+if TYPE_CHECKING:
+    from demilune.data import Dataset
+    from demilune.experiment import Experiment
+    from demilune.results import Evaluation
+
+FLAGS = ("-h", "--help", "--resume", "--download")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command and return the exit code; raises DemiluneError for bad input."""
+    parser = root_parser()
+    if not argv or argv[0].startswith("-"):
+        parser.parse_args(argv)
+        parser.print_help()
+        return 0
+    if argv[0] not in COMMANDS:
+        raise unknown("command", argv[0], COMMANDS)
+    return COMMANDS[argv[0]][0](argv[1:])
+
+
+def root_parser() -> argparse.ArgumentParser:
+    """Return the parser of the first word."""
+    lines = "\n".join(f"  {name:<11} {text}" for name, (_, text) in COMMANDS.items())
+    parser = Parser(
+        prog="demilune",
+        usage="demilune COMMAND …",
+        description="Train image classifiers that withstand adversarial examples, and tell honestly whether they do.",
+        epilog=f"commands:\n{lines}\n\n'demilune COMMAND --help' says more of each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"demilune {__version__}")
+    return parser
+
+
+def command_parser(command: str, usage: str, description: str) -> Parser:
+    """Return an empty parser of one command; options that were not given stay out of its result."""
+    return Parser(
+        prog=f"demilune {command}",
+        usage=f"demilune {command} {usage}",
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+
+
+# --- experiments -----------------------------------------------------------------------------------------------------
+
+
+def experiment_options(parser: Parser, now: Experiment | None) -> None:
+    """Add the options that make up an experiment, with one for every field of ``now``."""
+    from demilune.experiment import VARIANTS
+
+    parser.add_argument("preset", nargs="?", metavar="PRESET", help="a run by name: demilune list presets")
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON of fields to set, as `demilune show` prints it")
+    parser.add_argument("--name", metavar="NAME", help="what reports call the run")
+    parser.add_argument("--seed", metavar="VALUE", type=whole, help="seed of everything random")
+    for section, table in VARIANTS.items():
+        parser.add_argument(f"--{section}", metavar="NAME", help=f"which {section}: {', '.join(table)}")
+    if now is not None:
+        for section in (*VARIANTS, "ball", "training", "runtime"):
+            add_fields(parser, section, getattr(now, section))
+
+
+def read_experiment(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Experiment | None]:
+    """Return the parsed options and the experiment: preset, then file, then options; None where none is named."""
+    from demilune.experiment import VARIANTS, Experiment, build, plain
+    from demilune.presets import PRESETS
+
+    loose, given = scan(argv, FLAGS)
+    if loose and loose[0] not in PRESETS:
+        raise unknown("preset", loose[0], PRESETS)
+    file = read_config(Path(given["config"])) if "config" in given else {}
+    helping = "-h" in argv or "--help" in argv
+    if not loose and not file and not helping:
+        experiment_options(parser, None)
+        return parser.parse_args(argv), None
+    if not loose and not helping:
+        for needed in ("data", "model", "method"):
+            if needed not in file and needed not in given:
+                raise DemiluneError(f"{given['config']} names no {needed}: add it, or start from a preset")
+    tree = plain(PRESETS[loose[0] if loose else "digits-rat"].experiment)
+    if file and not loose:
+        tree["name"] = Path(given["config"]).stem
+    for section, table in VARIANTS.items():
+        there = file.get(section)
+        name = given.get(section) or (there.get("name") if isinstance(there, Mapping) else there)
+        if name is None or name == tree[section]["name"]:
+            continue
+        if name not in table:
+            raise unknown(section, str(name), table)
+        # What both classes have a field for (the attack, the batch-norm mode) is kept from the preset.
+        fields = table[name].__dataclass_fields__
+        tree[section] = {"name": name} | {k: v for k, v in tree[section].items() if k in fields}
+    base = build(Experiment, tree)
+    experiment_options(parser, base)
+    settings = {
+        section: {k: v for k, v in value.items() if k != "name"} if isinstance(value, Mapping) else value
+        for section, value in file.items()
+        if isinstance(value, Mapping) or section not in VARIANTS
+    }
+    options = parser.parse_args([*words(settings), *argv])
+    fields = {k: v for k, v in vars(options).items() if k in ("name", "seed") or "." in k}
+    return options, build(Experiment, overlaid(plain(base), nested(fields)))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a configuration file (YAML, of which JSON is a part)."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DemiluneError(f"{path} does not exist: --config needs a YAML file, as `demilune show` prints it") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DemiluneError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise DemiluneError(f"{path} holds no fields: a mapping as `method: rat` was expected")
+    return value
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def train(argv: Sequence[str]) -> int:
+    """``demilune train PRESET --out DIR``."""
+    parser = command_parser(
+        "train", "PRESET --out DIR [--resume] [--method.attack.steps 7 …]", "Train a network, or go on training it."
+    )
+    parser.add_argument("--out", metavar="DIR", help="the run folder to write")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in DIR, if it holds one")
+    options, experiment = read_experiment(parser, argv)
+
+    from demilune.console import Line, console, duration, percent, size
+    from demilune.experiment import Experiment, build
+    from demilune.runs import RunFolder, read_json
+    from demilune.train import Progress, fit
+
+    if not hasattr(options, "out"):
+        raise DemiluneError("--out is missing: name the folder to write the run to, as --out runs/mine")
+    folder = RunFolder(Path(options.out))
+    resume = hasattr(options, "resume")
+    if experiment is None:
+        if not resume:
+            raise DemiluneError("no preset was named: demilune list presets shows them (or give --config FILE)")
+        experiment = build(Experiment, read_json(folder.experiment, "the experiment of a run to resume"))
+    out = console()
+    dataset = experiment.data.load()
+    announce(experiment, dataset, out.print)
+    steps, _ = experiment.training.lengths(len(dataset.train))
+    with interruptible() as stopping, Line(out, steps) as line:
+
+        def watch(event: Progress) -> None:
+            if event.kind == "start":
+                seconds, memory = event.data["seconds"], event.data["bytes"]
+                line.first = line.done = event.step
+                line.begun = time.monotonic()
+                line.say(f"{event.steps - event.step} steps to go: about {duration(seconds)}, {size(memory)} of memory")
+            elif event.kind == "step":
+                line.move(event.step, experiment.name)
+            elif event.kind == "epoch":
+                data = event.data
+                line.say(
+                    f"epoch {data['epoch']:>3}  rate {data['rate']:.4f}  loss {data['loss']:.4f}  "
+                    f"above floor {data['excess']:.4f}  clean {percent(data['clean'])}  "
+                    f"robust {percent(data['robust'])}{'  best' if data['best'] else ''}"
+                    f"  {duration(line.left())} left"
+                )
+                if data["alarm"]:
+                    line.say(f"ALARM: {data['alarm']}")
+
+        ended = fit(experiment, dataset, folder, resume, watch, stopping)
+    if not ended:
+        out.print(f"stopped and saved: go on with `demilune train --resume --out {folder.path}`", soft_wrap=True)
+        return 130
+    out.print(f"done: `demilune evaluate {folder.path}` attacks it", soft_wrap=True)
+    return 0
+
+
+def announce(experiment: Experiment, dataset: Dataset, say: Callable[[str], None]) -> None:
+    """Say what is about to be trained, and on what."""
+    ball = experiment.ball
+    eps = f"{ball.eps * 255:.4g}/255" if ball.eps * 255 >= 1 else f"{ball.eps:g}"
+    count = f"{len(dataset.train)} training, {len(dataset.validation)} validation, {len(dataset.test)} test images"
+    say(f"{experiment.name}: {dataset.name}, {count}; {ball.norm} ball of {eps}")
+    if not dataset.official:
+        say(f"data are not the official files: {dataset.source}")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a wish to stop; the second one stops at once."""
+    wished = False
+
+    def wish(number: int, frame: object) -> None:
+        nonlocal wished
+        if wished:
+            raise KeyboardInterrupt
+        wished = True
+
+    before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: wished
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """``demilune evaluate RUN|CHECKPOINT``."""
+    parser = command_parser(
+        "evaluate",
+        "RUN|CHECKPOINT [--attacks fgsm,pgd10,…] [--checkpoint best|last|both]",
+        "Attack a trained network on its test images and write who survived.",
+    )
+    parser.add_argument("model", metavar="RUN|CHECKPOINT", help="a run folder, or a .safetensors file of a run")
+    parser.add_argument("--attacks", metavar="NAMES", help="comma-separated: fgsm, pgdK, pgdKxR, cwK, multiTxK")
+    parser.add_argument("--checkpoint", choices=("best", "last", "both"), help="which of a run's (default best)")
+    parser.add_argument("--limit", type=whole, metavar="N", help="only N random images, the same for every model")
+    parser.add_argument("--split", choices=("test", "validation", "train"), help="which images (default test)")
+    parser.add_argument("--batch", type=whole, metavar="N", help="images at once (default 250); changes no result")
+    parser.add_argument("--step_ratio", type=number, metavar="VALUE", help="step size as a ratio of ε (default 0.25)")
+    parser.add_argument("--seed", type=whole, metavar="VALUE", help="seed of the attacks' draws (default 0)")
+    parser.add_argument("--out", metavar="FILE", help="the JSON to write (default: in the run folder)")
+    target = argv_model(argv)
+    base = checkpoint_experiment(target) if target else None
+    if base is not None:
+        for section in ("data", "ball", "runtime"):
+            add_fields(parser, section, getattr(base, section))
+    options = parser.parse_args(argv)
+    from demilune.evaluate.assess import Request, assess
+
+    chosen = getattr(options, "checkpoint", "best")
+    fields = {k: v for k, v in vars(options).items() if "." in k}
+    request = Request(
+        attacks=tuple(names(options.attacks)) if hasattr(options, "attacks") else None,
+        limit=getattr(options, "limit", 0),
+        split=getattr(options, "split", "test"),
+        batch=getattr(options, "batch", 250),
+        step_ratio=getattr(options, "step_ratio", 0.25),
+        seed=getattr(options, "seed", 0),
+        settings=nested(fields),
+    )
+    path = Path(options.model)
+    for file in checkpoint_files(path, chosen):
+        out = Path(options.out) if hasattr(options, "out") else None
+        with interruptible() as stopping:
+            found, where = assess(file, out, request, stopping)
+        if found is None:
+            print(f"stopped and saved: the same command goes on with {where}")
+            return 130
+        show_evaluation(found)
+        print(f"written: {where}")
+    return 0
+
+
+def argv_model(argv: Sequence[str]) -> Path | None:
+    """Return the model named on the command line, if one is."""
+    loose, _ = scan(argv, FLAGS)
+    return Path(loose[0]) if loose else None
+
+
+def checkpoint_files(path: Path, which: str) -> list[Path]:
+    """Return the checkpoints meant by a path and ``best``, ``last`` or ``both``."""
+    if not path.is_dir():
+        return [path]
+    from demilune.runs import RunFolder
+
+    return [RunFolder(path).checkpoint(name) for name in (("best", "last") if which == "both" else (which,))]
+
+
+def checkpoint_experiment(path: Path) -> Experiment:
+    """Return the experiment a checkpoint or a run folder is of."""
+    from demilune.checkpoint import load
+    from demilune.experiment import Experiment, build
+    from demilune.runs import RunFolder, read_json
+
+    if path.is_dir():
+        return build(Experiment, read_json(RunFolder(path).experiment, "the experiment of a run"))
+    return build(Experiment, load(path).about["experiment"])
+
+
+def show_evaluation(found: Evaluation) -> None:
+    """Print the table."""
+    from rich.table import Table
+
+    from demilune.console import console
+
+    table = Table(title=f"{found.subject}, {found.checkpoint} checkpoint", title_justify="left")
+    table.add_column("attack")
+    for column in ("accuracy", "± SE", "right after", "passes/image"):
+        table.add_column(column, justify="right")
+    for row in found.rows:
+        after = "" if row.accuracy_after is None else f"{100 * row.accuracy_after:.2f}"
+        cost = f"{row.forwards:.0f} + {row.gradients:.0f}"
+        table.add_row(row.title, f"{100 * row.accuracy:.2f}", f"{100 * row.error:.2f}", after, cost)
+    out = console()
+    out.print(table)
+    worst = found.rows[-1]
+    out.print(
+        f"n = {worst.n} {found.split} images of {found.data}, {found.norm} ε = {found.eps:g}. The worst case is an upper "
+        "bound on robust accuracy: AutoAttack was not run.",
+        soft_wrap=True,
+    )
+    if not found.data_official:
+        sums = ", ".join(f"{k} {v[:12]}…" for k, v in found.data_sha256.items())
+        out.print(f"The data are not the official files (sha256 {sums}).", soft_wrap=True)
+    for check in found.checks:
+        if check.level != "pass":
+            out.print(f"{check.level}: {check.text}", soft_wrap=True)
+
+
+# --- the small commands ----------------------------------------------------------------------------------------------
+
+
+def report(argv: Sequence[str]) -> int:
+    """``demilune report RUN… --out DIR``."""
+    parser = command_parser("report", "RUN… --out DIR", "Draw runs and their evaluations into one HTML file.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or evaluation files")
+    parser.add_argument("--out", metavar="DIR", help="the folder to write")
+    options = parser.parse_args(argv)
+    if not hasattr(options, "out"):
+        raise DemiluneError("--out is missing: name the folder to write the report to, as --out report")
+    from demilune.report import build
+
+    print(f"written: {build([Path(path) for path in options.runs], Path(options.out))}")
+    return 0
+
+
+def list_(argv: Sequence[str]) -> int:
+    """``demilune list KIND``."""
+    parser = command_parser("list", "methods|attacks|models|data|schedules|averages|presets", "List what there is.")
+    parser.add_argument("kind", metavar="KIND", help="methods, attacks, models, data, schedules, averages or presets")
+    kind = parser.parse_args(argv).kind
+    from demilune.attacks import ATTACKS
+    from demilune.experiment import VARIANTS
+
+    tables: dict[str, Mapping[str, Any]] = {"attacks": ATTACKS, "data": VARIANTS["data"]}
+    tables |= {f"{section}s": table for section, table in VARIANTS.items() if section != "data"}
+    if kind == "presets":
+        return list_presets()
+    if kind not in tables:
+        raise unknown("list", kind, [*tables, "presets"])
+    width = max(len(name) for name in tables[kind])
+    for name, cls in tables[kind].items():
+        print(f"{name:<{width}}  {(cls.__doc__ or '').strip().splitlines()[0]}")
+    return 0
+
+
+def list_presets() -> int:
+    """Print the presets as a table."""
+    from rich.table import Table
+
+    from demilune.console import console
+    from demilune.experiment import name_of, plain
+    from demilune.presets import PRESETS
+
+    table = Table()
+    for column in ("preset", "method", "data", "net", "schedule", "length", "from"):
+        table.add_column(column, overflow="fold")
+    for name, preset in PRESETS.items():
+        run = preset.experiment
+        length = f"{run.training.steps} steps" if run.training.steps else f"{run.training.epochs} epochs"
+        shape = {k: v for k, v in plain(run.model).items() if k != "name"}
+        net = " ".join([name_of(run.model), *(f"{k} {v}" for k, v in shape.items())])
+        table.add_row(name, name_of(run.method), name_of(run.data), net, name_of(run.schedule), length, preset.about)
+    console().print(table)
+    return 0
+
+
+def show(argv: Sequence[str]) -> int:
+    """``demilune show PRESET``."""
+    parser = command_parser("show", "PRESET [--method.samples 4 …]", "Print an experiment as YAML, for --config.")
+    _, experiment = read_experiment(parser, argv)
+    if experiment is None:
+        raise DemiluneError("no preset was named: demilune list presets shows them")
+    import yaml
+
+    from demilune.experiment import plain
+
+    print(yaml.safe_dump(plain(experiment), sort_keys=False), end="")
+    return 0
+
+
+def data(argv: Sequence[str]) -> int:
+    """``demilune data NAME``."""
+    from demilune.data import DATA
+    from demilune.data.cifar import CIFAR10, CIFAR100, download, status
+
+    parser = command_parser("data", "NAME [--download] [--root DIR]", "Say what there is of a data set, or fetch it.")
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(DATA)}")
+    parser.add_argument("--download", action="store_true", help="fetch the official archive, verify and unpack it")
+    parser.add_argument("--url", metavar="URL", help="another place that serves the official archive")
+    parser.add_argument("--root", metavar="DIR", help="where it lies (default: DEMILUNE_DATA or ~/.cache/demilune)")
+    options = parser.parse_args(argv)
+    if options.name not in DATA:
+        raise unknown("data set", options.name, DATA)
+    kind = DATA[options.name]
+    root = {"root": options.root} if hasattr(options, "root") else {}
+    if kind not in (CIFAR10, CIFAR100):
+        if hasattr(options, "download"):
+            raise DemiluneError(f"{options.name} cannot be downloaded: {_origin(options.name)}")
+        print(f"{options.name}: {_origin(options.name)}")
+        return 0
+    source = kind(**root)
+    assert isinstance(source, CIFAR10 | CIFAR100)  # noqa: S101 - just checked
+    if hasattr(options, "download"):
+        from demilune.console import Line, console, size
+
+        out = console()
+        with Line(out, 0) as line:
+
+            def progress(done: int, total: int) -> None:
+                line.total = total
+                if line.bar is not None and line.task is not None:
+                    line.bar.update(line.task, total=total)
+                line.move(done, f"{options.name}: {size(done)} of {size(total)}")
+
+            where = download(source, getattr(options, "url", ""), progress)
+        out.print(f"verified and unpacked: {where}", soft_wrap=True)
+    print(status(source))
+    return 0
+
+
+def _origin(name: str) -> str:
+    return "it comes with scikit-learn" if name == "digits" else "it is a folder of your own (--data.root DIR)"
+
+
+def completion(argv: Sequence[str]) -> int:
+    """``demilune completion SHELL``."""
+    parser = command_parser("completion", "bash|zsh|fish", "Print a completion script for a shell to source.")
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
+    shell = parser.parse_args(argv).shell
+    from demilune.completion import script
+
+    print(script(shell, list(COMMANDS)), end="")
+    return 0
+
+
+COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (train, "train a network, or go on training it"),
+    "evaluate": (evaluate, "attack a trained network and tell who survived"),
+    "report": (report, "draw runs into one HTML file, with tables and figures"),
+    "list": (list_, "list methods, attacks, models, data, schedules, averages, presets"),
+    "show": (show, "print a preset with all its fields"),
+    "data": (data, "look at a data set, or download it"),
+    "completion": (completion, "print a completion script for bash, zsh or fish"),
+}

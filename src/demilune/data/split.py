@@ -1,0 +1,149 @@
+"""What every source of data yields: images and labels in tensors, split three ways, and fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Bytes = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.int64]
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Some images of a data set, on one device.
+
+    ``images`` is uint8 [N,C,H,W], ``labels`` int64 [N], ``ids`` int64 [N]: each image's place in the order of
+    the upstream files, by which its random draws are addressed.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    @classmethod
+    def of(cls, images: Bytes, labels: Indices, index: Indices) -> Split:
+        """Return the images at ``index``, in upstream order, out of all [N,C,H,W] and their labels [N]."""
+        index = np.sort(index)
+        return cls(torch.from_numpy(images[index]), torch.from_numpy(labels[index]), torch.from_numpy(index))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Split:
+        """Return the rows at ``index``, int64 or bool [n]."""
+        return Split(self.images[index], self.labels[index], self.ids[index])
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the same images on another device."""
+        return Split(self.images.to(device), self.labels.to(device), self.ids.to(device))
+
+    def pixels(self, index: Tensor | slice) -> Tensor:
+        """Return float32 [n,C,H,W] in [0,1]: exactly uint8/255, rounded once, on every device."""
+        # CUDA divides by a Python number by multiplying with its reciprocal, which rounds twice; by a tensor
+        # of the device it divides.
+        return self.images[index].to(torch.float32) / torch.full((), 255.0, device=self.images.device)
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """A data set, ready to train on and to be judged on.
+
+    The validation images are taken from the upstream training images: the best checkpoint is chosen on them,
+    never on the test images. ``mean`` and ``std`` are per channel, of pixels in [0,1]. ``pad`` and ``flip``
+    are the augmentation of training images. ``sha256`` fingerprints the arrays before validation images and
+    limits are taken out, see :func:`fingerprint`; ``official`` says that they are those its authors
+    published, ``source`` in one line where they came from.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int
+    flip: bool
+    sha256: Mapping[str, str]
+    official: bool
+    source: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C,H,W) of an image."""
+        channels, height, width = self.test.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Return the same data on another device."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+        )
+
+
+class Data(ABC):
+    """A source of data: a frozen value whose fields are its configuration."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def load(self) -> Dataset:
+        """Read the data into CPU tensors; raise :class:`DemiluneError` where they are missing or broken."""
+
+
+def fingerprint(train: tuple[Bytes, Indices], test: tuple[Bytes, Indices], classes: int) -> dict[str, str]:
+    """Return the sha256 of ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``.
+
+    Images are hashed as uint8 [N,H,W,C], labels as uint8 (int64 above 256 classes), both in C order.
+    """
+    kind = np.uint8 if classes <= 256 else np.int64
+    return {
+        f"{part}_{what}": hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+        for part, (images, labels) in (("train", train), ("test", test))
+        for what, array in (("images", images.transpose(0, 2, 3, 1)), ("labels", labels.astype(kind)))
+    }
+
+
+def spread(labels: Indices) -> Indices:
+    """Return an order, int64 [N], of which every beginning holds the classes in proportion.
+
+    Always the same: each class is shuffled by NumPy's ``RandomState(0)``, then the j-th of its n images is
+    sorted to (j + ½)/n.
+    """
+    shuffled = np.random.RandomState(0).permutation(len(labels))
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return shuffled[np.argsort(place[shuffled], kind="stable")].astype(np.int64)
+
+
+def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel of uint8 [N,C,H,W], in units of [0,1].
+
+    Both come from exact counts of the 256 levels. A deviation is at least one level, so that it can divide.
+    """
+    level = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.zeros(256, dtype=torch.int64)
+        for start in range(0, len(images), 1024):  # in blocks, because bincount widens its input to int64
+            counts += torch.bincount(images[start : start + 1024, channel].flatten(), minlength=256)
+        share = counts.double() / counts.sum()
+        mean.append(float((share * level).sum()))
+        std.append(max(float((share * (level - mean[-1]) ** 2).sum().sqrt()), 1 / 255))
+    return tuple(mean), tuple(std)

@@ -1,0 +1,326 @@
+"""An evaluation: who is still right after each attack, image by image, and the table that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from demilune.attacks import PGD, Model, correct, frozen, judged
+from demilune.core.geometry import Ball
+from demilune.core.random import Stream
+from demilune.data import Split
+from demilune.errors import DemiluneError
+from demilune.evaluate.suite import Entry
+from demilune.results import Check, Row
+from demilune.runs import replacing
+
+EOT = 20
+"""Passes averaged when a model is found randomised (expectation over transformation)."""
+
+SAVE_EVERY = 20.0
+"""Seconds of work that an interruption may lose."""
+
+
+class Counted:
+    """A model that counts the images run forward, and those of them whose input gradient was taken."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.forwards = 0
+        self.gradients = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        self.forwards += len(x)
+        self.gradients += len(x) if torch.is_grad_enabled() else 0
+        return self.model(x)
+
+
+class Findings(NamedTuple):
+    """What an evaluation found: rows and checks, and per image ``right.<row>`` and ``after.<row>``, bool [n]."""
+
+    rows: tuple[Row, ...]
+    checks: tuple[Check, ...]
+    randomised: bool
+    images: Mapping[str, NDArray[Any]]
+    gallery: Mapping[str, NDArray[Any]]
+
+
+class Progress(NamedTuple):
+    """What an evaluation tells whoever watches: the entry at work, images done with it, and of how many."""
+
+    title: str
+    done: int
+    total: int
+    right: int
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    ball: Ball,
+    entries: Sequence[Entry],
+    rng: Stream,
+    search: Callable[[Model], Model] = lambda model: model,
+    layout: Callable[[Tensor], Tensor] = lambda x: x,
+    batch: int = 250,
+    partial: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+    examples: int = 6,
+) -> Findings:
+    """Attack every image with every entry.
+
+    ``search`` gives the model in the precision to search in; verdicts are the model's own, in float32. With
+    ``partial`` the per-image results so far are kept in that file, and an interrupted evaluation of the same
+    ``identity`` goes on where it stopped. Draws are addressed by image, so neither ``batch`` nor an interruption
+    changes one.
+    Raises DemiluneError where ε = 0 does not give exactly the clean accuracy, or a result contradicts itself.
+    """
+    with frozen(model, "eval"):
+        randomised = is_randomised(model, layout(split.pixels(_range(split, 0, 64))))
+        seek = Counted(search(averaged(model, EOT) if randomised else model))
+        if not randomised:
+            self_check(model, layout(split.pixels(_range(split, 0, batch))), split, ball, rng)
+        book = Book.open(partial, entries, split, ball, identity or {})
+        saved = time.monotonic()
+        for one in (None, *entries):
+            for rows in torch.arange(len(split)).split(batch):
+                if book.has(one, rows):
+                    continue
+                there = rows.to(split.ids.device)
+                x, y = layout(split.pixels(there)), split.labels[there]
+                if one is None:
+                    book.note(None, rows, {"clean": correct(model, x, y)}, (len(x), 0))
+                else:
+                    # Images already wrong count as broken; only the papers' reading wants them attacked as well.
+                    kept = torch.arange(len(x)) if one.everywhere() else book.right("clean", rows).nonzero().squeeze(1)
+                    after = {name: torch.zeros(len(x), dtype=torch.bool) for name in one.rows()}
+                    before = (seek.forwards, seek.gradients)
+                    if len(kept):
+                        pick = kept.to(x.device)
+                        draws = rng.images(split.ids[there][pick])
+                        found = one.run(model, seek, x[pick], y[pick], ball, draws)
+                        for name, verdict in found.items():
+                            after[name][kept] = verdict.cpu()
+                    cost = (seek.forwards - before[0], seek.gradients - before[1])
+                    book.note(one, rows, after, cost)
+                done = int(rows[-1]) + 1
+                watch(Progress("clean" if one is None else list(one.rows().values())[-1], done, len(split), book.count(one, done)))
+                if partial is not None and time.monotonic() - saved > SAVE_EVERY:
+                    book.save(partial)
+                    saved = time.monotonic()
+            if partial is not None:
+                book.save(partial)
+                saved = time.monotonic()
+        table = book.table(entries)
+        images = book.images(entries, split)
+        gallery = pick_examples(model, seek, split, ball, entries, rng, images["right.clean"], layout, examples)
+    return Findings(table, checks(table, images, randomised), randomised, images, gallery)
+
+
+class Book:
+    """The per-image results so far: for each row int8 [n], -1 where not yet known."""
+
+    def __init__(self, key: str, entries: Sequence[Entry], n: int) -> None:
+        self.key, self.n = key, n
+        self.titles = {name: title for one in entries for name, title in one.rows().items()}
+        self.known = {name: np.full(n, -1, np.int8) for name in ("clean", *self.titles)}
+        self.cost = {name: np.zeros(2) for name in self.known}
+
+    @classmethod
+    def open(
+        cls, path: Path | None, entries: Sequence[Entry], split: Split, ball: Ball, identity: Mapping[str, Any]
+    ) -> Book:
+        """Return the book, with what an interrupted evaluation of the very same things left in it."""
+        what = {
+            **identity,
+            "ball": [ball.norm, ball.eps],
+            "ids": hashlib.sha256(split.ids.cpu().numpy().tobytes()).hexdigest(),
+        }
+        key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        book = cls(key, entries, len(split))
+        if path is not None and path.exists():
+            try:
+                with np.load(path, allow_pickle=False) as old:
+                    if str(old["key"]) == key:
+                        for name in book.known:
+                            if f"known.{name}" in old:
+                                book.known[name], book.cost[name] = old[f"known.{name}"], old[f"cost.{name}"]
+            except (OSError, ValueError, KeyError, EOFError):
+                pass  # a broken leftover is worth nothing; the work is done again
+        return book
+
+    def save(self, path: Path) -> None:
+        """Write the book atomically."""
+        known = {f"known.{k}": v for k, v in self.known.items()}
+        save_npz(path, {"key": np.array(self.key), **known, **{f"cost.{k}": v for k, v in self.cost.items()}})
+
+    def has(self, one: Entry | None, rows: Tensor) -> bool:
+        """Say whether these images are done."""
+        names = ["clean"] if one is None else list(one.rows())
+        return all(bool((self.known[name][rows.numpy()] >= 0).all()) for name in names)
+
+    def right(self, name: str, rows: Tensor) -> Tensor:
+        """Return a row's verdicts for these images."""
+        return torch.from_numpy(self.known[name][rows.numpy()] == 1)
+
+    def note(self, one: Entry | None, rows: Tensor, after: Mapping[str, Tensor], cost: tuple[int, int]) -> None:
+        """Record verdicts; an entry's cost is that of all its rows together."""
+        for name, verdict in after.items():
+            self.known[name][rows.numpy()] = verdict.cpu().numpy()
+            self.cost[name] += cost
+
+    def count(self, one: Entry | None, done: int) -> int:
+        """Return how many of the first images survive so far."""
+        name = "clean" if one is None else list(one.rows())[-1]
+        return int(((self.known[name][:done] == 1) & (self.known["clean"][:done] == 1)).sum())
+
+    def strict(self, name: str) -> NDArray[np.bool_]:
+        """Return which images are right both clean and after the attack."""
+        return (self.known[name] == 1) & (self.known["clean"] == 1)
+
+    def worst(self) -> NDArray[np.bool_]:
+        """Return which images no attack broke."""
+        return np.logical_and.reduce([self.strict(name) for name in self.known])
+
+    def table(self, entries: Sequence[Entry]) -> tuple[Row, ...]:
+        """Return the rows: clean, one per reading, and the worst case per image."""
+        rows = [self._row("clean", "Clean", "none", self.strict("clean"), True)]
+        for one in entries:
+            rows += [
+                self._row(name, title, repr(one.attack()), self.strict(name), one.everywhere())
+                for name, title in one.rows().items()
+            ]
+        whole = sum(self.cost[next(iter(one.rows()))] for one in entries)
+        worst = Row("worst", "Worst case", "all of the above", self.n, int(self.worst().sum()), None, *_each(whole, self.n))
+        return (*rows, worst)
+
+    def _row(self, name: str, title: str, attack: str, strict: NDArray[np.bool_], everywhere: bool) -> Row:
+        after = int((self.known[name] == 1).sum()) if everywhere else None
+        return Row(name, title, attack, self.n, int(strict.sum()), after, *_each(self.cost[name], self.n))
+
+    def images(self, entries: Sequence[Entry], split: Split) -> dict[str, NDArray[Any]]:
+        """Return the per-image arrays that are saved."""
+        found: dict[str, NDArray[Any]] = {"ids": split.ids.cpu().numpy(), "labels": split.labels.cpu().numpy()}
+        found |= {f"right.{name}": self.strict(name) for name in self.known}
+        for one in entries:
+            if one.everywhere():
+                found |= {f"after.{name}": self.known[name] == 1 for name in one.rows()}
+        return found | {"right.worst": self.worst()}
+
+
+def _each(cost: NDArray[np.float64] | int, n: int) -> tuple[float, float]:
+    forwards, gradients = np.asarray(cost, dtype=float) / n
+    return float(forwards), float(gradients)
+
+
+def checks(table: Sequence[Row], images: Mapping[str, NDArray[Any]], randomised: bool) -> tuple[Check, ...]:
+    """Return the checks of evaluation.md 1; raises DemiluneError where a result contradicts itself."""
+    rows = {row.name: row for row in table}
+    found = []
+    if randomised:
+        text = f"the model answers differently on the same images: it was attacked with {EOT} averaged passes"
+        found.append(Check("randomised", "warning", text))
+    else:
+        found.append(Check("eps = 0", "pass", "an attack of radius 0 gave exactly the clean predictions"))
+    for name in rows:
+        if name.endswith("_any"):
+            base = name.removesuffix("_any").split("x")[0]
+            last = images[f"right.{base}"]
+            if (images[f"right.{name}"] & ~last).any():
+                raise DemiluneError(f"{name} leaves images standing that {base} broke: a fault of the evaluation")
+    found.append(Check("nesting", "pass", "every iterate ≤ last iterate ≤ clean; worst case ≤ every attack, per image"))
+    one, many = rows.get("fgsm"), next((row for row in table if row.name.startswith("pgd")), None)
+    if one is not None and many is not None:
+        fine = one.right >= many.right
+        text = f"FGSM {one.accuracy:.2%}, {many.title} {many.accuracy:.2%}: iterating should not be weaker"
+        found.append(Check("FGSM ≥ PGD", "pass" if fine else "warning", text))
+    aimed = next((row for row in table if row.name.startswith("multi")), None)
+    cw = next((row for row in table if row.name.startswith("cw")), None)
+    if aimed is not None and cw is not None:
+        fine = aimed.right <= cw.right
+        text = f"multi-targeted {aimed.accuracy:.2%}, {cw.title} {cw.accuracy:.2%}: several targets should not be weaker"
+        found.append(Check("multi-targeted ≤ CW", "pass" if fine else "warning", text))
+    return tuple(found)
+
+
+def is_randomised(model: Model, x: Tensor, passes: int = 5) -> bool:
+    """Say whether a model answers differently on the same images (AutoAttack's test: normalised logits off by 1e-4)."""
+    with torch.no_grad():
+        logits = [F.normalize(model(x).float().flatten(), dim=0) for _ in range(passes)]
+    return any(float((one - logits[0]).norm()) > 1e-4 for one in logits[1:])
+
+
+def averaged(model: Model, passes: int) -> Model:
+    """Return the model whose log-probabilities are the mean over several passes."""
+
+    def forward(x: Tensor) -> Tensor:
+        return torch.stack([F.log_softmax(model(x).float(), dim=1) for _ in range(passes)]).mean(dim=0)
+
+    return forward
+
+
+def self_check(model: Model, x: Tensor, split: Split, ball: Ball, rng: Stream) -> None:
+    """Refuse to go on where an attack of radius 0 does not give exactly the clean predictions."""
+    y, nothing = split.labels[: len(x)], Ball(ball.norm, 0.0)
+    attack = PGD(steps=2, step_ratio=0.25)
+    after = judged(model, x, attack(model, x, y, nothing, rng.images(split.ids[: len(x)])), y, nothing)
+    if not torch.equal(after, correct(model, x, y)):
+        raise DemiluneError(
+            "an attack of radius 0 changed predictions: the model depends on more than its image (a training mode, "
+            "statistics of the batch, or preprocessing outside [0,1]); nothing was evaluated"
+        )
+
+
+def pick_examples(
+    model: nn.Module,
+    search: Model,
+    split: Split,
+    ball: Ball,
+    entries: Sequence[Entry],
+    rng: Stream,
+    right: NDArray[np.bool_],
+    layout: Callable[[Tensor], Tensor],
+    count: int,
+) -> dict[str, NDArray[Any]]:
+    """Attack a few images once more, for people to look at: the first ones right when clean, of different classes."""
+    labels = split.labels.cpu().numpy()
+    firsts = {int(label): i for i, label in reversed(list(enumerate(labels))) if right[i]}
+    index = torch.tensor(sorted(firsts.values())[:count], dtype=torch.int64, device=split.ids.device)
+    if len(index) == 0:
+        return {}
+    x, y, ids = layout(split.pixels(index)), split.labels[index], split.ids[index]
+
+    def confidence(images: Tensor) -> NDArray[Any]:
+        with torch.no_grad():
+            return np.asarray(F.softmax(model(images).float(), dim=1).cpu().numpy())
+
+    found = {"ids": ids.cpu().numpy(), "labels": y.cpu().numpy(), "clean": x.contiguous().cpu().numpy()}
+    found["clean_probabilities"] = confidence(x)
+    for one in entries:
+        name = list(one.rows())[-1]
+        attacked = one.attack()(search, x, y, ball, rng.images(ids))
+        found[f"image.{name}"] = attacked.contiguous().cpu().numpy()
+        found[f"probabilities.{name}"] = confidence(attacked)
+    return found
+
+
+def save_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays atomically."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def _range(split: Split, start: int, stop: int) -> Tensor:
+    return torch.arange(start, min(stop, len(split)), device=split.ids.device)

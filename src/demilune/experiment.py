@@ -1,0 +1,181 @@
+"""A run as one frozen value, and its plain form (JSON, YAML, the command line's)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, final
+
+from demilune.attacks import PGD
+from demilune.core.geometry import Ball
+from demilune.data import DATA, Data
+from demilune.errors import DemiluneError, unknown
+from demilune.methods import METHODS, Method
+from demilune.models import MODELS, Architecture
+from demilune.runtime import Runtime
+from demilune.schedules import AVERAGES, SCHEDULES, Average, NoAverage, Piecewise, Schedule
+
+VARIANTS: Mapping[str, Mapping[str, type]] = types.MappingProxyType(
+    {"data": DATA, "model": MODELS, "method": METHODS, "schedule": SCHEDULES, "average": AVERAGES}
+)
+"""The fields of an experiment whose class is chosen by name, with the classes they can hold."""
+
+TABLES: Mapping[type, Mapping[str, type]] = types.MappingProxyType(
+    dict(zip((Data, Architecture, Method, Schedule, Average), VARIANTS.values(), strict=True))
+)
+"""The same by the abstract class of the field."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How long, in what portions, and how a run is watched.
+
+    epochs: passes over the training images
+    steps: number of steps; when above 0 it takes the place of epochs
+    batch: images per step
+    parts: into how many portions a batch is cut, their gradients accumulated; batch norm sees one portion at a time
+    momentum: of SGD
+    nesterov: whether the momentum is Nesterov's
+    weight_decay: of SGD
+    decay: which weights decay: all, or kernels (of convolutions and linear layers only)  (rat.md A15)
+    validation: the attack on the held-out images after each epoch
+    validate_every: epochs between validations; the last is always validated
+    alarm: fall of robust validation accuracy between two validations that raises the alarm of catastrophic overfitting
+    stop_on_alarm: whether the alarm ends the run
+    checkpoint_every: seconds between checkpoints within an epoch
+    """
+
+    epochs: int = 30
+    steps: int = 0
+    batch: int = 128
+    parts: int = 1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 2e-4
+    decay: Literal["all", "kernels"] = "all"
+    validation: PGD = PGD()  # noqa: RUF009 - a frozen value
+    validate_every: int = 1
+    alarm: float = 0.2
+    stop_on_alarm: bool = False
+    checkpoint_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "parts", "validate_every"):
+            if getattr(self, name) < 1:
+                raise DemiluneError(f"training.{name} = {getattr(self, name)}: it must be 1 or more")
+        for name in ("momentum", "weight_decay", "alarm", "checkpoint_every"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0.0):
+                raise DemiluneError(f"training.{name} = {value:g}: it must be 0 or more")
+        if self.steps < 0:
+            raise DemiluneError(f"training.steps = {self.steps}: it must be 0 (use epochs) or more")
+        if self.batch % self.parts:
+            raise DemiluneError(
+                f"training.parts = {self.parts} does not divide the batch of {self.batch}: unequal parts would weigh "
+                "images unequally in batch norm"
+            )
+        if self.nesterov and self.momentum == 0.0:
+            raise DemiluneError("training.nesterov needs a momentum above 0")
+
+    def lengths(self, images: int) -> tuple[int, int]:
+        """Return (all steps, steps per epoch) for so many training images; the last partial batch is dropped."""
+        per_epoch = max(1, images // self.batch)
+        return self.steps or self.epochs * per_epoch, per_epoch
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """Everything a run depends on; equal experiments give equal bits on the same machine and versions."""
+
+    name: str
+    data: Data
+    model: Architecture
+    method: Method
+    ball: Ball
+    schedule: Schedule = Piecewise()  # noqa: RUF009 - a frozen value
+    average: Average = NoAverage()  # noqa: RUF009 - a frozen value
+    training: Training = Training()  # noqa: RUF009 - a frozen value
+    runtime: Runtime = Runtime()  # noqa: RUF009 - a frozen value
+    seed: int = 0
+
+
+Value = TypeVar("Value")
+
+
+def plain(value: Any) -> Any:
+    """Return a frozen value as dicts of plain values; one that a table names carries its ``name``."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return ({"name": name_of(value)} if table_of(type(value)) else {}) | fields
+
+
+def build(kind: type[Value], given: Mapping[str, Any], where: str = "") -> Value:
+    """Return the frozen value that :func:`plain` wrote; unknown names and wrong types are refused by name.
+
+    ``where`` is the dotted path said in refusals.
+    """
+    if not isinstance(given, Mapping):
+        raise DemiluneError(f"{where or 'the experiment'} = {given!r}: fields were expected, as {{name: value, …}}")
+    table = TABLES.get(kind)
+    given = dict(given)
+    if table is not None:
+        name = given.pop("name", None)
+        if name not in table:
+            raise unknown(where, str(name), table)
+        kind = table[name]
+    hints = typing.get_type_hints(kind)
+    fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in given:
+        if key not in fields:
+            raise unknown("field", f"{where}.{key}".lstrip("."), [f"{where}.{f}".lstrip(".") for f in fields])
+    path = f"{where}." if where else ""
+    return kind(**{key: _convert(hints[key], value, path + key) for key, value in given.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """Return a plain value as the type a field declares."""
+    if isinstance(kind, type) and (kind in TABLES or dataclasses.is_dataclass(kind)):
+        return build(kind, value, where)
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value not in options:
+            raise unknown(where, str(value), [str(o) for o in options])
+        return value
+    if isinstance(kind, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _convert(next(o for o in options if o is not type(None)), value, where)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise DemiluneError(f"{where} = {value!r}: a value of type {getattr(kind, '__name__', kind)} was expected")
+
+
+def table_of(kind: type) -> Mapping[str, type] | None:
+    """Return the table that names this class, if one does."""
+    return next((table for table in TABLES.values() if kind in table.values()), None)
+
+
+def name_of(value: object) -> str:
+    """Return the name by which a table knows a value's class."""
+    table = table_of(type(value)) or {}
+    return next((name for name, kind in table.items() if kind is type(value)), type(value).__name__)
+
+
+def difference(old: Any, new: Any, where: str = "") -> str | None:
+    """Return the first field in which two plain experiments differ, as one phrase; None where they agree."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(k for k in new if k not in old)]:
+            found = difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+            if found:
+                return found
+        return None
+    return None if old == new else f"{where} is {old!r} there and {new!r} here"

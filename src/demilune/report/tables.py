@@ -1,0 +1,388 @@
+"""The tables of a report as values, and as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, final
+
+from demilune import papers
+from demilune.report import theme
+from demilune.report.compare import tied
+from demilune.report.read import Entry, Run, number
+
+UPPER_BOUND = (
+    "The worst case counts an image as right only if no attack of the table broke it: an upper bound on robust "
+    "accuracy, because a stronger attack may break more."
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A strict accuracy; ``mark`` is "best" in its column, "tied" with the best within two paired errors, or empty."""
+
+    accuracy: float
+    error: float
+    n: int
+    mark: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An evaluation's cells in the order of the table's columns, None where an attack was not run."""
+
+    entry: Entry
+    cells: tuple[Cell | None, ...]
+
+    @property
+    def n(self) -> int:
+        """Number of images of the first attack, clean."""
+        return self.entry.evaluation.rows[0].n
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The evaluations of one setting; a column is an attack's name and title."""
+
+    columns: tuple[tuple[str, str], ...]
+    lines: tuple[Line, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A line of a published table: percent by attack."""
+
+    method: str
+    label: str
+    values: Mapping[str, float]
+
+    @property
+    def weakest(self) -> float:
+        """The lowest of the published accuracies under attack."""
+        return min(value for name, value in self.values.items() if name != "clean")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BesideLine:
+    """A published line, or one of ours (``entry`` set), in percent in the papers' reading."""
+
+    label: str
+    entry: Entry | None
+    cells: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A paper's table with ours below each method, how our settings differ, and the paper's own contradictions."""
+
+    source: str
+    columns: tuple[str, ...]
+    lines: tuple[BesideLine, ...]
+    differences: tuple[tuple[str, tuple[str, ...]], ...]
+    notes: tuple[str, ...]
+
+
+def columns(entries: Iterable[Entry]) -> list[tuple[str, str]]:
+    """Return the attacks of all entries, (name, title); one that only some ran stands after its predecessor there."""
+    found: dict[str, str] = {}
+    order: list[str] = []
+    for entry in entries:
+        before = 0
+        for row in entry.evaluation.rows:
+            if row.name not in found:
+                found[row.name] = row.title
+                order.insert(before, row.name)
+            before = order.index(row.name) + 1
+    return [(name, found[name]) for name in order]
+
+
+def main(entries: Sequence[Entry]) -> Table:
+    """Return the table of one setting, the best of each column marked."""
+    heads = columns(entries)
+    marked = [_column(entries, name) for name, _ in heads]
+    return Table(
+        tuple(heads),
+        tuple(Line(entry, tuple(column[i] for column in marked)) for i, entry in enumerate(entries)),
+    )
+
+
+def _column(entries: Sequence[Entry], name: str) -> list[Cell | None]:
+    rows = [entry.evaluation.row(name) for entry in entries]
+    values = [row.accuracy for row in rows if row is not None]
+    best = max(values) if len(set(values)) > 1 else None
+    leader = next((e for e, row in zip(entries, rows, strict=True) if row and row.accuracy == best), None)
+    cells: list[Cell | None] = []
+    for entry, row in zip(entries, rows, strict=True):
+        if row is None:
+            cells.append(None)
+            continue
+        mark = "best" if row.accuracy == best else "tied" if leader and tied(entry, leader, name) else ""
+        cells.append(Cell(row.accuracy, row.error, row.n, mark))
+    return cells
+
+
+def published(entries: Sequence[Entry]) -> list[Published]:
+    """Return the lines of RAT's Table 1 for the entries' data, or none unless data and ball are the paper's."""
+    part = _part(entries[0])
+    if part is None:
+        return []
+    return [
+        Published(row["method"], row["label"], dict(zip(part["columns"], row["values"], strict=True)))
+        for row in part["rows"]
+    ]
+
+
+def beside(entries: Sequence[Entry], runs: Sequence[Run]) -> Beside | None:
+    """Return RAT's Table 1 with our numbers; None unless data and ball are the paper's."""
+    part, paper = _part(entries[0]), papers.published("rat")
+    if part is None:
+        return None
+    titles = dict(columns(entries))
+    lines, left = [], list(entries)
+    for row in part["rows"]:
+        lines.append(BesideLine(f"{row['label']}, published", None, tuple(f"{v:.2f}" for v in row["values"])))
+        ours = [entry for entry in left if entry.evaluation.method == row["method"]]
+        lines += [_ours(entry, part["columns"]) for entry in ours]
+        left = [entry for entry in left if entry not in ours]
+    lines += [_ours(entry, part["columns"]) for entry in left]
+    named = {"clean": "Clean", "fgsm": "FGSM", "pgd10": "PGD-10", "cw10": "CW∞-10", "nattack": "NATTACK"}
+    return Beside(
+        f"{paper['title']}, arXiv {paper['arxiv']}v{paper['version']}, Table 1: {part['model_title']}",
+        tuple(titles.get(name, named.get(name, name)) for name in part["columns"]),
+        tuple(lines),
+        tuple(
+            (entry.label, tuple(differences(entry, runs[entry.run], part, paper["setting"])))
+            for entry in entries
+        ),
+        tuple(note["text"] for note in paper["notes"] if 1 in note["tables"]),
+    )
+
+
+def _part(entry: Entry) -> dict[str, Any] | None:
+    """Return the part of Table 1 with the entry's data, if the ball is the paper's too."""
+    found, setting = entry.evaluation, papers.published("rat")["setting"]
+    if found.norm != setting["norm"] or abs(found.eps - float(Fraction(setting["eps"]))) > 1e-6:
+        return None
+    parts: list[dict[str, Any]] = papers.table("rat", 1)["parts"]
+    return next((part for part in parts if part["data"] == found.data.lower()), None)
+
+
+def _ours(entry: Entry, names: Sequence[str]) -> BesideLine:
+    cells = []
+    for name in names:
+        row = entry.evaluation.row(name)
+        # clean, the two readings are one
+        after = row.accuracy if row and name == "clean" else row.accuracy_after if row else None
+        cells.append("–" if after is None else theme.percent(after, 2))
+    return BesideLine(entry.label, entry, tuple(cells))
+
+
+def differences(entry: Entry, run: Run, part: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
+    """Say in which respects an evaluation's setting is not the paper's, one line each."""
+    found, said = entry.evaluation, []
+    if not found.data_official:
+        said.append("data: the paper's are the official files; ours are not")
+    if run.experiment is None:
+        said.append(f"net: the paper's is {part['model_title']}; ours is {found.architecture}")
+        said.append("training: not known, the model was evaluated without its run")
+    else:
+        said += _training(run, run.experiment, found.architecture, part, paper)
+    n = found.rows[0].n
+    if n != part["test_images"]:
+        said.append(f"test images: the paper's are {part['test_images']:,}; ours are {n:,}")
+    return said
+
+
+def _training(
+    run: Run,
+    experiment: Mapping[str, Any],
+    architecture: str,
+    part: Mapping[str, Any],
+    paper: Mapping[str, Any],
+) -> list[str]:
+    said = []
+    model, plan = _section(experiment, "model"), _section(experiment, "training")
+    if any(model.get(key) != value for key, value in part["model"].items()):
+        said.append(f"net: the paper's is {part['model_title']}; ours is {architecture}")
+    attack = _section(_section(experiment, "method"), "attack")
+    if attack and attack.get("steps") != paper["train_attack"]["steps"]:
+        said.append(
+            f"training attack: the paper's takes {paper['train_attack']['steps']} steps; ours {attack['steps']}"
+        )
+    last = run.metrics[-1] if run.metrics else {}
+    steps, epochs, batch = number(last.get("step")), number(last.get("epoch")), number(plan.get("batch"))
+    if not steps > 0 or not epochs > 0:
+        return [*said, "training: not known, the run has no metrics"]
+    if steps != paper["steps"] or batch != paper["batch"]:
+        said.append(
+            f"training: the paper's is {paper['steps']:,} steps of {paper['batch']} images; "
+            f"ours {theme.count(steps)} of {theme.count(batch)} ({theme.count(epochs)} epochs)"
+        )
+    images = batch * steps / epochs
+    if abs(images - part["train_images"]) >= batch:
+        said.append(
+            f"training images: the paper's are {part['train_images']:,}; ours about {theme.count(images)}"
+        )
+    said += _schedule(run, paper)
+    return said
+
+
+def _schedule(run: Run, paper: Mapping[str, Any]) -> list[str]:
+    """Compare the learning rates, as fractions of the run; drops may be logged an epoch late."""
+    total = run.metrics[-1]["epoch"]
+    levels: list[tuple[int, float]] = []
+    for line in run.metrics:
+        value = number(line.get("rate"))
+        if not levels or abs(value - levels[-1][1]) > 1e-9:
+            levels.append((line["epoch"], value))
+    wanted = [(step / paper["steps"], value) for step, value in paper["rates"]]
+    same = len(levels) == len(wanted) and all(
+        abs(value - target) < 1e-6 and abs((epoch - 1) - fraction * total) <= 1.0
+        for (epoch, value), (fraction, target) in zip(levels, wanted, strict=True)
+    )
+    if same:
+        return []
+    if len(levels) <= 4:
+        ours = ", ".join(f"{value:g} from epoch {epoch}" for epoch, value in levels)
+    else:
+        values = [value for _, value in levels]
+        ours = f"between {min(values):.2g} and {max(values):.2g}, ending at {values[-1]:.2g}"
+    theirs = ", ".join(f"{value:g} from step {step:,}" for step, value in paper["rates"])
+    return [f"learning rate: the paper's is {theirs}; ours {ours}"]
+
+
+def _section(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def to_csv(entries: Sequence[Entry]) -> str:
+    """Return one line per evaluation and attack, in full precision: accuracies in [0,1], passes per image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["run", "checkpoint", "method", "data", "split", "official", "norm", "eps", "attack", "n", "right"]
+        + ["accuracy", "standard_error", "accuracy_after", "forwards", "gradients"]
+    )
+    for entry in entries:
+        found = entry.evaluation
+        head = [entry.label, found.checkpoint, found.method, found.data, found.split, found.data_official]
+        for row in found.rows:
+            after = "" if row.accuracy_after is None else row.accuracy_after
+            writer.writerow(
+                [*head, found.norm, found.eps, row.name, row.n, row.right]
+                + [row.accuracy, row.error, after, row.forwards, row.gradients]
+            )
+    return text.getvalue()
+
+
+def to_markdown(groups: Sequence[Sequence[Entry]]) -> str:
+    """Return the tables of all settings as Markdown."""
+    parts = []
+    for entries in groups:
+        table = main(entries)
+        lines = [
+            [_md(line.entry.label), str(line.n), *(_marked(cell, line, _md_cell) for cell in line.cells)]
+            for line in table.lines
+        ]
+        head = ["run", "n", *(_md(title) for _, title in table.columns)]
+        rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+        said = [f"**{_md(caption(entries))}**", "\n".join("| " + " | ".join(row) + " |" for row in rows)]
+        parts += [*said, f"Bold ★: best of the column. {UPPER_BOUND}"]
+        parts += [f"- {_md(line)}" for line in unofficial(entries)]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_latex(groups: Sequence[Sequence[Entry]]) -> str:
+    """Return the tables of all settings as LaTeX, for the package booktabs."""
+    parts = ["% needs \\usepackage{booktabs}"]
+    for entries in groups:
+        table = main(entries)
+        head = ["run", "$n$", *(_tex(title) for _, title in table.columns)]
+        lines = [
+            [_tex(line.entry.label), str(line.n), *(_marked(cell, line, _tex_cell) for cell in line.cells)]
+            for line in table.lines
+        ]
+        notes = " ".join([UPPER_BOUND, *unofficial(entries)])
+        parts += [
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{_tex(caption(entries) + '. ' + notes)}}}",
+            f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            "\\toprule",
+            " & ".join(head) + " \\\\",
+            "\\midrule",
+            *(" & ".join(line) + " \\\\" for line in lines),
+            "\\bottomrule",
+            "\\end{tabular}",
+            "\\end{table}",
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def caption(entries: Sequence[Entry]) -> str:
+    """Return what the group's table shows."""
+    found = entries[0].evaluation
+    return (
+        f"{found.data} ({found.split}), {theme.ball(found.norm, found.eps)}: accuracy in % ± standard error"
+    )
+
+
+def unofficial(entries: Sequence[Entry]) -> list[str]:
+    """Return the line that must stand beside the numbers of data that are not the official files."""
+    found = entries[0].evaluation
+    if all(entry.evaluation.data_official for entry in entries):
+        return []
+    sums = ", ".join(f"{name} {value}" for name, value in sorted(found.data_sha256.items())) or "not recorded"
+    return [f"data: not the official files, sha256 {sums}"]
+
+
+def _marked(cell: Cell | None, line: Line, written: Callable[[str, str, str], str]) -> str:
+    if cell is None:
+        return "–" if written is _md_cell else "--"
+    n = f" (n {cell.n})" if cell.n != line.n else ""
+    return written(theme.percent(cell.accuracy), f"{theme.percent(cell.error)}{n}", cell.mark)
+
+
+def _md_cell(value: str, error: str, mark: str) -> str:
+    return f"**{value}** ± {error} ★" if mark == "best" else f"{value} ± {error}"
+
+
+def _tex_cell(value: str, error: str, mark: str) -> str:
+    return f"\\textbf{{{value}}} $\\pm$ {error}$^\\star$" if mark == "best" else f"{value} $\\pm$ {error}"
+
+
+def _md(text: str) -> str:
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join("\\" + letter if letter in "\\`*_[]|#$~" else letter for letter in text)
+
+
+_TEX = {
+    "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_", "{": "\\{", "}": "\\}",
+    "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}", ">": "\\textgreater{}",
+    "|": "\\textbar{}", '"': "''", "±": "$\\pm$", "×": "$\\times$", "−": "$-$", "∞": "$\\infty$",
+    "ε": "$\\varepsilon$", "–": "--", "[": "{[}", "*": "{*}",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    """Escape for LaTeX.
+
+    A bracket or star would be an argument of the ``\\\\`` before it; a letter that pdfTeX knows not is written as its
+    code point, so that the table compiles.
+    """
+    return "".join(_TEX.get(one) or _letter(one) for one in " ".join(text.split()))
+
+
+def _letter(one: str) -> str:
+    accented = "À" <= one <= "ÿ" and one.isalpha() and one not in "ÐðÞþ"
+    return one if (one.isascii() and one.isprintable()) or accented else f"{{[}}U+{ord(one):04X}]"

@@ -1,0 +1,108 @@
+"""How a report looks and words things: colours safe for the colour-blind, numbers, balls."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+# Okabe and Ito's colours, the pale ones last; more than seven runs repeat them with other dashes.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D")
+
+# What figures are drawn with outside a page; inside one, each is replaced by the page's own colour.
+INK, MUTED, RULE, PAPER = "#1f1e1b", "#6b6861", "#dedad1", "#fffefb"
+_PAGE = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--card)"}
+
+WIDTH = 4.4  # inches: a figure is as wide as a phone, so that its text is never scaled down much
+
+STYLE: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "text.color": INK,
+    "text.parse_math": False,  # a run's name may hold a dollar sign
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": PAPER,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8.5,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 1.6,
+    "figure.facecolor": PAPER,
+    "savefig.dpi": 200,
+    "svg.fonttype": "none",  # text stays text: searchable, and in the page's own type
+    "svg.hashsalt": "demilune",
+}
+
+
+def colour(run: int) -> str:
+    """Return the colour of the run at that position."""
+    return COLOURS[run % len(COLOURS)]
+
+
+def dashes(run: int) -> str:
+    """Return the line style that tells runs of the same colour apart."""
+    return DASHES[run // len(COLOURS) % len(DASHES)]
+
+
+def marker(place: int) -> str:
+    """Return the marker of a run's evaluation at that place."""
+    return MARKERS[place % len(MARKERS)]
+
+
+def inline(svg: str, name: str) -> str:
+    """Return a drawing for use inside a page: its colours and type are the page's, its ids are its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (?:xmlns|xmlns:xlink)="[^"]*"', "", svg, count=2)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", svg)
+    for drawn, page in _PAGE.items():
+        svg = svg.replace(drawn, page)
+    return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
+
+
+def percent(rate: float, digits: int = 1) -> str:
+    """Return a rate in percent, without the sign."""
+    return "–" if math.isnan(rate) else f"{100.0 * rate:.{digits}f}"
+
+
+def signed(rate: float) -> str:
+    """Return a difference of rates in points, with a typographic sign."""
+    return f"{100.0 * rate:+.1f}".replace("-", "−")
+
+
+def budget(eps: float) -> str:
+    """Return ε as people write it: in 255ths where it is a whole number of them."""
+    steps = eps * 255.0
+    return f"{round(steps)}/255" if round(steps) and abs(steps - round(steps)) < 1e-3 else f"{eps:g}"
+
+
+def ball(norm: str, eps: float) -> str:
+    """Return the threat model in words."""
+    return f"{ {'linf': 'L∞', 'l2': 'L2'}.get(norm, norm) } ball, ε = {budget(eps)}"
+
+
+def count(value: float) -> str:
+    """Return a number with thousands separated."""
+    return f"{value:,.0f}"
+
+
+def shorten(text: str, width: int) -> str:
+    """Return the text on one line, cut where it is too long for a figure."""
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,102 @@
+"""Device, precision, memory layout and determinism: the only place that knows them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from demilune.errors import DemiluneError
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How the arithmetic is done.
+
+    device: auto (cuda where there is one, else cpu), cpu, or cuda, cuda:1, …
+    precision: of training and of searching for adversarial images; verdicts are always given in float32
+    channels_last: keep images as NHWC in memory, faster for convolutions on most hardware
+    deterministic: only algorithms that give the same bits every time (cpu: always so at one number of threads)
+    threads: processor threads, 0 for torch's own choice; the number is part of what fixes the bits
+    """
+
+    device: str = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
+    deterministic: bool = True
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bf16"):
+            raise DemiluneError(f"precision {self.precision!r}: possible are bf16, float32")
+        if self.threads < 0:
+            raise DemiluneError(f"threads = {self.threads}: it must be 0 (torch's own choice) or more")
+        if self.device.split(":")[0] not in ("auto", "cpu", "cuda"):
+            raise DemiluneError(f"device {self.device!r}: possible are auto, cpu, cuda, cuda:N")
+
+    def start(self) -> torch.device:
+        """Set the process up and return the device; refuses a device that is not there."""
+        available = torch.cuda.is_available()
+        name = ("cuda" if available else "cpu") if self.device == "auto" else self.device
+        if name.startswith("cuda") and not available:
+            raise DemiluneError(f"device {name!r}: torch finds no CUDA device here; use --runtime.device cpu")
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        if self.deterministic and name.startswith("cuda"):
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        device = torch.device(name)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise DemiluneError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+        return device
+
+    def place(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return the model on the device in this layout."""
+        model = model.to(device)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
+
+    def layout(self, x: Tensor) -> Tensor:
+        """Return images [N,C,H,W] in this layout."""
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context in which training and search run their forward passes."""
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
+
+    def search(self, model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """Return the model as an attack may search with it: gradients in this precision, verdicts in float32."""
+        if self.precision == "float32":
+            return model
+
+        def forward(x: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=torch.is_grad_enabled()):
+                logits: Tensor = model(x)
+            return logits
+
+        return forward
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes held so far: of the device, or of this process on a cpu."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def hardware(device: torch.device) -> str:
+    """Name the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"

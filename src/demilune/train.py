@@ -1,0 +1,443 @@
+"""The training step, and the loop in the order of events."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from demilune.attacks import frozen, seeded, survivors
+from demilune.checkpoint import Checkpoint, fill, load, save
+from demilune.core.geometry import Ball
+from demilune.core.random import Stream
+from demilune.data import Dataset, Split
+from demilune.data.augment import crop_flip
+from demilune.data.order import order
+from demilune.errors import DemiluneError
+from demilune.experiment import Experiment, difference, plain
+from demilune.methods import Batch, Method, Note, Standard
+from demilune.models import create
+from demilune.runs import RunFolder, environment, read_json, replacing, write_json
+from demilune.runtime import hardware, peak_memory
+
+CHUNK = 500
+"""Images per forward pass where nothing is learned (validation, batch-norm estimation)."""
+
+
+def step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    batch: Batch,
+    ball: Ball,
+    rng: Stream,
+    parts: int = 1,
+    autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+) -> dict[str, Note]:
+    """Take one step of adversarial training; the whole of it.
+
+    The gradient is that of the mean loss over all rows, accumulated over ``parts`` portions of the batch. Returns
+    what the method notes, and ``loss`` and ``excess`` (the loss above its label's entropy), as sums and weights
+    on the device.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    notes: dict[str, Note] = {}
+    portions = zip(batch.x.chunk(parts), batch.y.chunk(parts), batch.ids.chunk(parts), strict=True)
+    for number, (x, y, ids) in enumerate(portions):
+        here = rng.images(ids)
+        with seeded(rng.sub("part", number), x.device), autocast():
+            with frozen(model, method.bn):
+                made = method.examples(model, batch._replace(x=x, y=y, ids=ids), ball, here)
+            losses = method.objective(model, made)
+        (losses.mean() * (len(x) / len(batch.x))).backward()
+        losses, rows = losses.detach(), torch.ones_like(losses, requires_grad=False).sum()
+        mine = {"loss": Note(losses.sum(), rows), "excess": Note((losses - made.floor).sum(), rows)}
+        notes = added(notes, {**mine, **made.notes})
+    optimizer.step()
+    return notes
+
+
+def added(one: Mapping[str, Note], other: Mapping[str, Note]) -> dict[str, Note]:
+    """Return the notes of both together."""
+    summed = {k: Note(one[k].total + n.total, one[k].weight + n.weight) if k in one else n for k, n in other.items()}
+    return {**one, **summed}
+
+
+class Progress(NamedTuple):
+    """What the loop tells whoever watches it.
+
+    ``kind``: start (``data``: the estimate), step, epoch (``data``: the metrics line), saved, or end. ``seconds`` is the
+    time one step takes lately.
+    """
+
+    kind: str
+    step: int
+    steps: int
+    seconds: float
+    data: Mapping[str, Any]
+
+
+class Estimate(NamedTuple):
+    """What a run will take: seconds for all that is left of it, and bytes at the peak."""
+
+    seconds: float
+    bytes: int
+
+
+class State(NamedTuple):
+    """All that a run changes."""
+
+    model: nn.Module
+    average: nn.Module | None
+    optimizer: torch.optim.SGD
+
+
+def fit(
+    experiment: Experiment,
+    dataset: Dataset,
+    folder: RunFolder,
+    resume: bool = False,
+    watch: Callable[[Progress], None] = lambda progress: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train, or go on training, in a run folder; return whether the run came to its end.
+
+    ``stopping`` is asked after every step; when it says so, a checkpoint is written and False returned. A run that was
+    stopped or killed at any moment and resumed ends with the same bits, metrics file included, as one that was not
+    (same machine, versions and number of threads).
+    Raises DemiluneError when the folder holds another experiment, a run and ``resume`` is False, or data differ.
+    """
+    runtime, training, ball = experiment.runtime, experiment.training, experiment.ball
+    device = runtime.start()
+    dataset = dataset.to(device)
+    about = describe(experiment, dataset)
+    earlier = claim(folder, experiment, about, resume)
+
+    root = Stream.of(experiment.seed, device=device)
+    steps, per_epoch = training.lengths(len(dataset.train))
+    state = start(experiment, dataset, root, device)
+    done, best, tally, previous = 0, -1.0, dict[str, Note](), None
+    if earlier is not None:
+        restore(state, earlier, folder.checkpoint("last"))
+        done, best, previous = (earlier.about[k] for k in ("step", "best", "robust"))
+        tally = {k: Note(*v.to(device)) for k, v in earlier.part("tally").items()}
+        _truncate(folder, earlier.about["metrics"])
+        if done == steps or earlier.about["stopped"]:
+            watch(Progress("end", done, steps, 0.0, {}))
+            return True
+    else:
+        folder.metrics.touch()
+
+    def keep(name: str, stopped: bool = False) -> None:
+        notes = {f"tally.{k}": torch.stack(note) for k, note in tally.items()}
+        progress = {"step": done, "best": best, "robust": previous, "stopped": stopped, "checkpoint": name}
+        size = {"metrics": folder.metrics.stat().st_size}
+        save(folder.checkpoint(name), Checkpoint({**about, **progress, **size}, {**tensors(state), **notes}))
+
+    if earlier is None:
+        keep("last")  # from here on whatever happens can be resumed
+    watch(Progress("start", done, steps, 0.0, estimate(experiment, dataset, state, root, steps - done)._asdict()))
+    clock = saved = begun = time.monotonic()
+    shuffled, batches = -1, torch.empty(0)
+    while done < steps:
+        epoch, number = divmod(done, per_epoch)
+        # 1. the batch: addressed by epoch, augmented on the device
+        if epoch != shuffled:
+            shuffled, batches = epoch, order(root.sub("order"), epoch, len(dataset.train), training.batch)
+        here = root.sub("train", epoch, number)
+        batch = draw(dataset, batches[number], epoch, here)
+        # 2. the rate, the step, the average
+        for group in state.optimizer.param_groups:
+            group["lr"] = experiment.schedule.at(done, steps)
+        state.model.train()
+        notes = step(
+            state.model,
+            state.optimizer,
+            experiment.method,
+            batch._replace(x=runtime.layout(batch.x)),
+            ball,
+            here.sub("method"),
+            training.parts,
+            lambda: runtime.autocast(device),
+        )
+        follow(state, experiment.average.pull(done, steps, per_epoch))
+        tally = added(tally, notes)
+        done += 1
+        took, clock = time.monotonic() - clock, time.monotonic()
+        watch(Progress("step", done, steps, took, {}))
+        # 3. at the end of an epoch: validate, write
+        if done % per_epoch == 0 or done == steps:
+            line = {"epoch": epoch + 1, "step": done, "rate": experiment.schedule.at(done - 1, steps)} | averages(tally)
+            if not math.isfinite(line["loss"]):
+                raise DemiluneError(
+                    f"the loss is {line['loss']} in epoch {epoch + 1}: training has diverged; lower schedule.rate. "
+                    f"The last good checkpoint is {folder.checkpoint('last')}"
+                )
+            line |= {"clean": None, "robust": None, "validation_n": 0, "alarm": None}
+            better = done == steps and best < 0
+            if len(dataset.validation) and ((epoch + 1) % training.validate_every == 0 or done == steps):
+                if state.average is not None and experiment.average.reestimates():
+                    reestimate(state.average, dataset, root.sub("reestimate", epoch), training.batch)
+                line |= validate(experiment, chosen(state), dataset.validation, root.sub("validation"))
+                line["alarm"] = overfitting(experiment, previous, line["robust"])
+                previous, better = line["robust"], line["robust"] > best
+                best = max(best, line["robust"])
+            line["best"] = better
+            _append(folder.metrics, line)
+            tally = {}
+            over = line["alarm"] is not None and training.stop_on_alarm
+            if better:
+                keep("best")
+            keep("last", stopped=over)
+            clock = saved = time.monotonic()
+            seconds, begun = clock - begun, clock
+            _append(folder.timing, {"epoch": epoch + 1, "seconds": seconds, "steps": number + 1})
+            watch(Progress("epoch", done, steps, took, line))
+            if over:
+                break
+        # 4. between: a checkpoint now and then, and a way out
+        elif time.monotonic() - saved > training.checkpoint_every:
+            keep("last")
+            saved = clock = time.monotonic()
+            watch(Progress("saved", done, steps, took, {}))
+        if done < steps and stopping():
+            keep("last")
+            return False
+    watch(Progress("end", done, steps, 0.0, {}))
+    return True
+
+
+def describe(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
+    """Return what every checkpoint says of itself: enough to build the model without the run folder."""
+    return {
+        "format": 1,
+        "experiment": plain(experiment),
+        "data": {
+            "name": dataset.name,
+            "classes": list(dataset.classes),
+            "shape": list(dataset.shape),
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+            "sha256": dict(dataset.sha256),
+            "official": dataset.official,
+        },
+    }
+
+
+def claim(folder: RunFolder, experiment: Experiment, about: Mapping[str, Any], resume: bool) -> Checkpoint | None:
+    """Take a folder for a run: return the checkpoint to go on from, or None for a fresh start.
+
+    Refuses a folder that holds something else, another experiment or other data; nothing in it is touched then.
+    """
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise DemiluneError(f"{path} is a file: name a folder for the run")
+    present = folder.experiment.exists()
+    if path.is_dir() and any(path.iterdir()) and not present:
+        raise DemiluneError(f"{path} is not empty and holds no run: name a new folder, nothing was written")
+    if present and not resume:
+        raise DemiluneError(f"{path} already holds a run: add --resume to go on with it, or name another folder")
+    if present:
+        old = read_json(folder.experiment, "an experiment")
+        changed = difference(old, about["experiment"])
+        if changed:
+            raise DemiluneError(
+                f"{path} holds another experiment: {changed}; resume it as it was (leave out the preset and its "
+                "settings), or name another folder"
+            )
+        for name in (".*.safetensors.*", ".metrics.jsonl.*"):  # what a kill left half-written
+            for stale in path.glob(name):
+                stale.unlink()
+        if folder.checkpoint("last").exists():
+            earlier = load(folder.checkpoint("last"))
+            other = difference(earlier.about["data"], about["data"], "data")
+            changed = difference(earlier.about["experiment"], about["experiment"])
+            if changed or other:
+                raise DemiluneError(
+                    f"{folder.checkpoint('last')} is of another run: {changed or other}; put its own data and files "
+                    "back, or name another folder"
+                )
+            return earlier
+    write_json(folder.environment, environment() | {"device": hardware(experiment.runtime.start())})
+    write_json(folder.experiment, about["experiment"])
+    return None
+
+
+def start(experiment: Experiment, dataset: Dataset, root: Stream, device: torch.device) -> State:
+    """Return fresh weights, their copy where one follows them, and SGD."""
+    channels = dataset.shape[0]
+    net = create(experiment.model, channels, len(dataset.classes), dataset.mean, dataset.std, root.sub("model"))
+    model = experiment.runtime.place(net, device)
+    training = experiment.training
+    kernels = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": kernels, "weight_decay": training.weight_decay},
+        {"params": others, "weight_decay": training.weight_decay if training.decay == "all" else 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=training.momentum, nesterov=training.nesterov)
+    followed = experiment.average.pull(0, 1, 1) is not None
+    return State(model, copy.deepcopy(model) if followed else None, optimizer)
+
+
+def tensors(state: State) -> dict[str, Tensor]:
+    """Return all that a run has learned, under the names a checkpoint gives it."""
+    found = {f"model.{name}": t for name, t in state.model.state_dict().items()}
+    if state.average is not None:
+        found |= {f"average.{name}": t for name, t in state.average.state_dict().items()}
+    for name, parameter in state.model.named_parameters():
+        buffer = state.optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if buffer is not None:
+            found[f"momentum.{name}"] = buffer
+    return found
+
+
+def restore(state: State, checkpoint: Checkpoint, path: Path) -> None:
+    """Put a checkpoint's tensors back."""
+    fill(state.model, checkpoint.part("model"), path, "this experiment's model")
+    if state.average is not None:
+        fill(state.average, checkpoint.part("average"), path, "this experiment's model")
+    momentum = checkpoint.part("momentum")
+    for name, parameter in state.model.named_parameters():
+        if name in momentum:
+            # The buffer takes the layout of the weights, as SGD itself gives it.
+            state.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum[name])
+
+
+def draw(dataset: Dataset, index: Tensor, epoch: int, rng: Stream) -> Batch:
+    """Return an augmented batch."""
+    split = dataset.train.take(index)
+    images = crop_flip(split.images, rng.sub("augment").images(split.ids), dataset.pad, dataset.flip)
+    pixels = Split(images, split.labels, split.ids).pixels(slice(None))
+    return Batch(pixels, split.labels, len(dataset.classes), split.ids, epoch)
+
+
+def chosen(state: State) -> nn.Module:
+    """Return the weights that count: the average where there is one."""
+    return state.model if state.average is None else state.average
+
+
+def follow(state: State, pull: float | None) -> None:
+    """Move the average towards the weights."""
+    if state.average is None or not pull:
+        return
+    with torch.no_grad():
+        ours, theirs = state.average.state_dict(), state.model.state_dict()
+        for name, tensor in ours.items():
+            if pull == 1.0 or not tensor.is_floating_point():
+                tensor.copy_(theirs[name])
+            else:
+                tensor.lerp_(theirs[name], pull)
+
+
+def reestimate(model: nn.Module, dataset: Dataset, rng: Stream, batch: int) -> None:
+    """Estimate a model's batch-norm statistics anew: the plain mean over one epoch of augmented clean images."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # the cumulative mean
+    model.train()
+    with torch.no_grad():
+        for number, index in enumerate(order(rng, 0, len(dataset.train), batch)):
+            model(draw(dataset, index, 0, rng.sub(number)).x)
+    model.eval()
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
+
+
+def validate(experiment: Experiment, model: nn.Module, split: Split, rng: Stream) -> dict[str, Any]:
+    """Return clean and robust accuracy on held-out training images, under the same draws at every epoch."""
+    runtime = experiment.runtime
+    was = model.training
+    model.eval()
+    clean = robust = 0
+    with frozen(model, "eval"):
+        for rows in torch.arange(len(split), device=split.ids.device).split(CHUNK):
+            x, y = runtime.layout(split.pixels(rows)), split.labels[rows]
+            search = runtime.search(model, x.device)
+            attack, here = experiment.training.validation, rng.images(split.ids[rows])
+            verdict = survivors(model, x, y, attack, experiment.ball, here, search)
+            clean, robust = clean + int(verdict.clean.sum()), robust + int(verdict.robust.sum())
+    model.train(was)
+    return {"clean": clean / len(split), "robust": robust / len(split), "validation_n": len(split)}
+
+
+def overfitting(experiment: Experiment, before: float | None, now: float) -> str | None:
+    """Return the alarm of catastrophic overfitting: robust accuracy that collapses between two validations.
+
+    A one-step attack can be fooled within a few hundred steps, after which the network has no robustness at all
+    (Wong, Rice, Kolter 2020). Standard training, which has none to lose, raises no alarm.
+    """
+    if isinstance(experiment.method, Standard) or before is None or before - now <= experiment.training.alarm:
+        return None
+    return (
+        f"robust validation accuracy fell from {before:.1%} to {now:.1%}: catastrophic overfitting; use the best "
+        "checkpoint, or train again with more attack steps or a smaller step size"
+    )
+
+
+def averages(tally: Mapping[str, Note]) -> dict[str, Any]:
+    """Return an epoch's means: loss, excess and the method's own notes (None where nothing was counted)."""
+    means = {k: float(n.total) / float(n.weight) if float(n.weight) else None for k, n in tally.items()}
+    return {"loss": means.pop("loss"), "excess": means.pop("excess"), "notes": means}
+
+
+def estimate(experiment: Experiment, dataset: Dataset, state: State, root: Stream, left: int) -> Estimate:
+    """Take up to two steps on a copy and foresee the rest; the run itself is not touched.
+
+    Validation is counted as its gradients would be in training, which is within a few per cent of its share.
+    """
+    device = next(state.model.parameters()).device
+    training, method = experiment.training, experiment.method
+    model = copy.deepcopy(state.model).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=training.momentum)
+    index = torch.arange(min(training.batch, len(dataset.train)), device=dataset.train.ids.device)
+    batch = draw(dataset, index, 0, root.sub("estimate"))
+    batch = batch._replace(x=experiment.runtime.layout(batch.x))
+    seconds = 0.0
+    for _ in range(2):  # the first also pays for warming up
+        begun = time.perf_counter()
+        rng = root.sub("estimate")
+        cast = experiment.runtime.autocast
+        step(model, optimizer, method, batch, experiment.ball, rng, training.parts, lambda: cast(device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - begun
+        if seconds > 20.0:
+            break
+    begun = time.perf_counter()
+    validate(experiment, model, dataset.validation.take(index[: min(len(index), len(dataset.validation))]), root)
+    checking = (time.perf_counter() - begun) / min(len(index), max(1, len(dataset.validation)))
+    _, per_epoch = training.lengths(len(dataset.train))
+    validations = max(1, left // (per_epoch * training.validate_every))
+    return Estimate(seconds * left + checking * len(dataset.validation) * validations, peak_memory(device))
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    written = path.read_bytes() if path.exists() else b""
+    with replacing(path) as beside:
+        beside.write_bytes(written + json.dumps(line).encode() + b"\n")
+
+
+def _truncate(folder: RunFolder, size: int) -> None:
+    """Forget metrics written after the checkpoint that is resumed: the same lines will be written again."""
+    written = folder.metrics.read_bytes() if folder.metrics.exists() else b""
+    if len(written) < size:
+        raise DemiluneError(
+            f"{folder.metrics} is shorter than its checkpoint says ({len(written)} of {size} bytes): put the file back, "
+            "or train in another folder"
+        )
+    if len(written) > size:
+        with replacing(folder.metrics) as beside:
+            beside.write_bytes(written[:size])
+

@@ -1,0 +1,486 @@
+"""The report, built from run folders that the tests write: what it says must be what they hold."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from demilune import papers
+from demilune.errors import DemiluneError
+from demilune.report import MARKER, build, compare, tables
+from demilune.report.gallery import png
+from demilune.report.read import read
+
+TITLES = {
+    "clean": "Clean",
+    "fgsm": "FGSM",
+    "pgd10": "PGD-10",
+    "cw10": "CW-10",
+    "multi9x30": "Multi-targeted 9×30",
+    "worst": "Worst case",
+}
+SAT = {"clean": 0.90, "fgsm": 0.62, "pgd10": 0.55, "cw10": 0.54, "multi9x30": 0.53, "worst": 0.53}
+RAT = {"clean": 0.94, "fgsm": 0.75, "pgd10": 0.70, "cw10": 0.62, "multi9x30": 0.55, "worst": 0.55}
+STANDARD = {"clean": 0.97, "fgsm": 0.15, "pgd10": 0.0, "cw10": 0.0, "multi9x30": 0.0, "worst": 0.0}
+
+
+def evaluation(
+    name: str, method: str, rates: Mapping[str, float], n: int = 200, **change: Any
+) -> dict[str, Any]:
+    rows = [
+        {
+            "name": row, "title": TITLES.get(row, row), "attack": f"{row}()", "n": n, "right": round(rate * n),
+            "right_after": min(n, round(rate * n) + (row != "clean")), "forwards": 1.5, "gradients": 10.0,
+        }
+        for row, rate in rates.items()
+    ]  # fmt: skip
+    value = {
+        "subject": name, "checkpoint": "best", "architecture": "small, width 16", "parameters": 12345,
+        "method": method, "data": "digits", "split": "test", "classes": [str(k) for k in range(10)],
+        "data_sha256": {"test_images": "ab" * 32}, "data_official": True, "norm": "linf", "eps": 0.1,
+        "randomised": False, "search_precision": "float32", "rows": rows,
+        "checks": [
+            {"name": "nested", "level": "pass", "text": "the worst case is at most each of its parts"},
+            {"name": "pgd below fgsm", "level": "warning", "text": "FGSM is stronger on 2 images"},
+        ],
+        "seed": 0, "seconds": 12.5, "environment": {"python": "3.12"}, "command": f"demilune evaluate {name}",
+    }  # fmt: skip
+    return value | change
+
+
+def per_image(value: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
+    n = value["rows"][0]["n"]
+    order = np.random.default_rng(seed).permutation(n)
+    arrays: dict[str, np.ndarray] = {"ids": np.arange(n), "labels": np.arange(n) % 10}
+    for row in value["rows"]:
+        for reading, count in (("right", row["right"]), ("after", row["right_after"])):
+            arrays[f"{reading}.{row['name']}"] = np.isin(np.arange(n), order[:count])
+    return arrays
+
+
+def example_images(
+    shape: tuple[int, int, int], eps: float, rows: tuple[str, ...], classes: int = 10
+) -> dict[str, Any]:
+    rng, count = np.random.default_rng(1), 4
+    clean = rng.uniform(0.2, 0.8, (count, *shape)).astype(np.float32)
+    arrays = {
+        "ids": np.arange(count), "labels": np.arange(count), "clean": clean,
+        "clean_probabilities": np.eye(classes, dtype=np.float32)[:count] * 0.9,
+    }  # fmt: skip
+    for row in rows:
+        moved = clean + eps * np.sign(rng.standard_normal(clean.shape))
+        arrays[f"image.{row}"] = moved.astype(np.float32)
+        arrays[f"probabilities.{row}"] = (
+            np.eye(classes, dtype=np.float32)[(np.arange(count) + 1) % classes] * 0.6
+        )
+    return arrays
+
+
+def write_evaluation(
+    path: Path, value: Mapping[str, Any], seed: int, shape: tuple[int, int, int] = (1, 8, 8)
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+    np.savez(path.with_name(f"{path.stem}.images.npz"), **per_image(value, seed))
+    shown = example_images(shape, value["eps"], ("pgd10", "multi9x30"), len(value["classes"]))
+    np.savez(path.with_name(f"{path.stem}.gallery.npz"), **shown)
+    return path
+
+
+def write_run(folder: Path, name: str, method: str, rates: Mapping[str, float] | None, **change: Any) -> Path:
+    folder.mkdir(parents=True)
+    eps = change.get("eps", 0.1)
+    model = change.pop("model", {"name": "small", "width": 16})
+    experiment = {
+        "name": name, "data": {"name": change.get("data", "digits")}, "model": model,
+        "method": {"name": method, "attack": {"name": "pgd", "steps": 10, "step_ratio": 0.25}},
+        "ball": {"norm": "linf", "eps": eps}, "training": {"epochs": 4, "batch": 128}, "seed": 0,
+    }  # fmt: skip
+    (folder / "experiment.json").write_text(json.dumps(experiment))
+    (folder / "environment.json").write_text(json.dumps({"command": f"demilune train {name}"}))
+    notes = {"found": 0.6, "tau": 3.1, "first_to_end": 0.4} if method == "rat" else {}
+    metrics = [
+        {
+            "epoch": k, "step": 8 * k, "rate": 0.1 / k, "loss": 2.0 / k, "excess": 0.5 / k,
+            "notes": notes | ({"tau": None} if notes and k == 2 else {}), "clean": 0.8 + 0.02 * k,
+            "robust": 0.4 + 0.02 * k, "validation_n": 200, "best": k in (1, 3), "alarm": "sudden fall" if k == 4 else None,
+        }
+        for k in range(1, 5)
+    ]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    times = [{"epoch": k, "seconds": 3.0, "images_per_second": 400.0} for k in range(1, 5)]
+    (folder / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
+    if rates is not None:
+        seed, shape = change.pop("draw", 0), change.pop("shape", (1, 8, 8))
+        value = evaluation(name, method, rates, **change)
+        write_evaluation(folder / "evaluations" / "best.json", value, seed, shape)
+    return folder
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[Path]:
+    return [
+        write_run(tmp_path / "a", "standard", "standard", STANDARD, draw=1),
+        write_run(tmp_path / "b", "sat", "sat", SAT, draw=2),
+        write_run(tmp_path / "c", "rat", "rat", RAT, draw=3),
+    ]
+
+
+def paper_run(folder: Path, **change: Any) -> Path:
+    setting: dict[str, Any] = {"data": "cifar10", "eps": 8 / 255, "shape": (3, 32, 32), "n": 1000}
+    return write_run(folder, "rat on cifar", "rat", RAT, **(setting | change))
+
+
+class Loads(HTMLParser):
+    """Collects everything a browser would fetch, and what a reader would read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        found = dict(attrs)
+        self.links += [
+            value or "" for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "data")
+        ]
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        assert not any(key.startswith("on") for key in found)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parsed(index: Path) -> Loads:
+    page = Loads()
+    page.feed(index.read_text(encoding="utf-8"))
+    page.text = re.sub(r"\s+", " ", page.text)
+    return page
+
+
+def test_one_page_holds_all_it_shows(three: list[Path], tmp_path: Path) -> None:
+    index = build(three, tmp_path / "report")
+    page, source = parsed(index), index.read_text(encoding="utf-8")
+    assert index == tmp_path / "report" / "index.html"
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert "http" not in source and "@import" not in source and "script" not in page.tags
+    assert not re.findall(r"url\((?!#)", source)
+    assert len(page.ids) == len(set(page.ids)), "drawings share a page and must not share ids"
+    targets = {link[1:] for link in page.links if link.startswith("#")}
+    assert targets <= set(page.ids)
+    names = {path.name for path in (tmp_path / "report" / "figures").iterdir()}
+    assert names == {
+        f"{stem}.{kind}"
+        for stem in ("loss", "rate", "validation", "region", "accuracy", "tradeoff")
+        for kind in ("svg", "png")
+    }
+    assert 'lang="en"' in source and source.count("<h1>") == 1
+
+
+def test_the_page_says_what_was_found(three: list[Path], tmp_path: Path) -> None:
+    text = parsed(build(three, tmp_path / "report")).text
+    assert "Best on clean images: standard, right on 97.0 ± 1.2 % of 200 images." in text
+    assert "Best in the worst case: rat, right on 55.0 ± 3.5 % of 200 images." in text
+    assert "no difference beyond 2 standard errors between rat and sat" in text
+    assert "upper bound on robust accuracy" in text and "AutoAttack was not run" in text
+    assert "PGD-10 overstates by at least 15.0 ±" in text
+    assert "points more than SAT shows here (2.0 ± 1.0)" in text
+    assert "epoch 4: sudden fall" in text
+    assert "FGSM is stronger on 2 images" in text
+    assert "demilune train rat demilune evaluate rat" in text
+    assert "Beside the paper" not in text and "not the official files" not in text
+
+
+def test_csv_holds_the_evaluations_numbers(three: list[Path], tmp_path: Path) -> None:
+    build(three, tmp_path / "report")
+    with (tmp_path / "report" / "table.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 3 * len(TITLES)
+    for line in lines:
+        rates = {"standard": STANDARD, "sat": SAT, "rat": RAT}[line["run"]]
+        rate = round(rates[line["attack"]] * 200) / 200
+        assert float(line["accuracy"]) == rate
+        assert float(line["standard_error"]) == math.sqrt(rate * (1 - rate) / 200)
+        assert int(line["n"]) == 200 and float(line["gradients"]) == 10.0
+
+
+def test_best_and_tied_cells_are_marked(three: list[Path]) -> None:
+    entries = [entry for run in read(three) for entry in run.entries]
+    table = tables.main(entries)
+    marks = {
+        (line.entry.label, name): cell.mark
+        for line in table.lines
+        for (name, _), cell in zip(table.columns, line.cells, strict=True)
+        if cell
+    }
+    assert marks["standard", "clean"] == "best" and marks["rat", "worst"] == "best"
+    assert marks["sat", "worst"] == "tied" and marks["standard", "worst"] == ""
+    assert "**55.0** ± 3.5 ★" in tables.to_markdown([entries])
+    assert "\\textbf{55.0} $\\pm$ 3.5$^\\star$" in tables.to_latex([entries])
+
+
+def test_an_attack_only_some_ran_keeps_its_place(tmp_path: Path) -> None:
+    fewer = {row: rate for row, rate in SAT.items() if row != "cw10"}
+    runs = [write_run(tmp_path / "a", "a", "sat", fewer), write_run(tmp_path / "b", "b", "sat", SAT)]
+    entries = [entry for run in read(runs) for entry in run.entries]
+    assert [name for name, _ in tables.columns(entries)] == list(TITLES)
+    assert tables.main(entries).lines[0].cells[list(TITLES).index("cw10")] is None
+    build(runs, tmp_path / "report")
+
+
+def test_paired_difference_is_mcnemars() -> None:
+    first = np.array([True] * 6 + [False] * 4)
+    second = np.array([True] * 3 + [False] * 6 + [True])
+    found = compare.paired(first, second)  # b = 3, c = 1, n = 10
+    assert found.value == pytest.approx(0.2)
+    assert found.error == pytest.approx(math.sqrt(4 - 4 / 10) / 10)
+    assert not found.clear
+    assert compare.paired(first, first) == compare.Difference(0.0, 0.0, 10)
+
+
+def test_pairs_are_aligned_by_id_and_need_the_same_images(three: list[Path]) -> None:
+    path = three[1] / "evaluations" / "best.images.npz"
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    sat, rat = (read([run])[0].entries[0] for run in three[1:])
+    expected = compare.difference(rat, sat, "worst")
+    assert expected is not None and expected.value == pytest.approx(0.02)
+    np.savez(path, **{name: array[::-1] for name, array in arrays.items()})
+    assert compare.difference(rat, read([three[1]])[0].entries[0], "worst") == expected
+    np.savez(path, **(arrays | {"ids": arrays["ids"] + 1}))
+    assert compare.difference(rat, read([three[1]])[0].entries[0], "worst") is None
+    path.unlink()
+    assert compare.difference(rat, read([three[1]])[0].entries[0], "worst") is None
+
+
+def test_different_settings_are_never_compared(three: list[Path], tmp_path: Path) -> None:
+    runs = [*three, paper_run(tmp_path / "d")]
+    entries = [entry for run in read(runs) for entry in run.entries]
+    assert [len(group) for group in compare.settings(entries)] == [3, 1]
+    text = parsed(build(runs, tmp_path / "report")).text
+    assert "cifar10 (test), L∞ ball, ε = 8/255" in text and "digits (test), L∞ ball, ε = 0.1" in text
+    assert (tmp_path / "report" / "figures" / "accuracy-2.svg").exists()
+
+
+def test_published_figures_stand_beside_ours_only_in_the_papers_setting(tmp_path: Path) -> None:
+    text = parsed(build([paper_run(tmp_path / "same")], tmp_path / "one")).text
+    assert "Beside the paper" in text and "70.57" in text and "ADT_EXP, published" in text
+    assert "70.10" in text, "ours, in the papers' reading"
+    assert "this is no reproduction of the paper’s table" in text
+    assert "net: the paper's is WRN-34-10; ours is small, width 16" in text
+    assert "training: the paper's is 80,000 steps of 128 images; ours 32 of 128 (4 epochs)" in text
+    assert "training images: the paper's are 50,000; ours about 1,024" in text
+    assert "test images: the paper's are 10,000; ours are 1,000" in text
+    assert "learning rate: the paper's is 0.1 from step 0, 0.01 from step 30,000" in text
+    assert "93.17 in Tables 1 and 3 and 90.94 in Table 4" in text
+    others = [
+        paper_run(tmp_path / "eps", eps=0.031),
+        paper_run(tmp_path / "l2", norm="l2"),
+        paper_run(tmp_path / "data", data="svhn"),
+    ]
+    for run in others:
+        text = parsed(build([run], tmp_path / f"report-{run.name}")).text
+        assert "70.57" not in text and "published" not in text
+
+
+def test_the_papers_own_setting_has_no_differences(tmp_path: Path) -> None:
+    folder = paper_run(tmp_path / "run", n=10000, model={"name": "wide_resnet", "depth": 34, "factor": 10})
+    rates = [0.1] * 75 + [0.01] * 38 + [0.001] * 87
+    metrics = [{"epoch": k, "step": 400 * k, "rate": rate} for k, rate in enumerate(rates, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    run = read([folder])[0]
+    found = tables.beside(run.entries, [run])
+    assert found is not None
+    # 400 steps of 128 are 51,200 images: the one respect in which this run is not the paper's
+    assert found.differences == (
+        ("rat on cifar", ("training images: the paper's are 50,000; ours about 51,200",)),
+    )
+
+
+def test_unofficial_data_are_named_beside_the_table(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "a", "sat", SAT, data_official=False)
+    build([run], tmp_path / "report")
+    line = "data: not the official files, sha256 test_images " + "ab" * 32
+    assert line in parsed(tmp_path / "report" / "index.html").text
+    assert line.replace("_", "\\_") in (tmp_path / "report" / "table.md").read_text()
+    assert line.replace("_", "\\_") in (tmp_path / "report" / "table.tex").read_text()
+
+
+def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
+    name = '<script>alert("x")</script> & 50% $a_b$ [x] | y'
+    run = write_run(tmp_path / "a", name, "sat", SAT, classes=[f"<b>{k}</b>" for k in range(10)])
+    text = (build([run], tmp_path / "report")).read_text(encoding="utf-8")
+    assert "<script>alert" not in text and "<b>" not in text
+    assert "&lt;script&gt;alert" in text and "&lt;b&gt;" in text
+    assert "script" not in parsed(tmp_path / "report" / "index.html").tags
+    latex = (tmp_path / "report" / "table.tex").read_text()
+    assert "\\& 50\\% \\$a\\_b\\$ {[}x] \\textbar{} y" in latex
+    assert re.search(r"(?<!\\)[&] 50|(?<!\\)%(?! needs)|(?<!\\)_", latex) is None
+    markdown = (tmp_path / "report" / "table.md").read_text()
+    assert "<script" not in markdown and "\\| y" in markdown
+
+
+def test_latex_is_a_whole_booktabs_table(three: list[Path], tmp_path: Path) -> None:
+    build(three, tmp_path / "report")
+    latex = (tmp_path / "report" / "table.tex").read_text()
+    body = latex[latex.index("\\toprule") : latex.index("\\bottomrule")]
+    rows = [line for line in body.splitlines() if line.endswith("\\\\")]
+    spec = re.search(r"\\begin\{tabular\}\{(l r*|lr*)\}", latex)
+    assert spec is not None
+    assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(spec[1])}
+    assert latex.count("{") == latex.count("}") and latex.isascii()
+
+
+def test_a_run_without_evaluation_shows_its_training(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "my run", "rat", "rat", None)
+    text = parsed(build([run], tmp_path / "report")).text
+    assert f"not evaluated yet: demilune evaluate '{run}'" in text
+    assert (tmp_path / "report" / "figures" / "region.svg").exists()
+    assert not (tmp_path / "report" / "figures" / "accuracy.svg").exists()
+
+
+def test_a_foreign_evaluation_needs_no_run(tmp_path: Path) -> None:
+    value = evaluation("their model.pt", "unknown", SAT, data="cifar10", eps=8 / 255)
+    alone = write_evaluation(tmp_path / "theirs.json", value, 0, (3, 32, 32))
+    text = parsed(build([alone], tmp_path / "report")).text
+    assert "their model.pt" in text and "data:image/png" in (tmp_path / "report" / "index.html").read_text()
+    assert "training: not known, the model was evaluated without its run" in text
+
+
+def test_both_checkpoints_of_a_run_are_told_apart(three: list[Path], tmp_path: Path) -> None:
+    value = evaluation("rat", "rat", RAT, checkpoint="last")
+    write_evaluation(three[2] / "evaluations" / "last.json", value, 5)
+    same = write_run(tmp_path / "d", "rat", "rat", RAT)
+    labels = [entry.label for run in read([*three, same]) for entry in run.entries]
+    assert labels == ["standard", "sat", "rat (c), best", "rat (c), last", "rat (d)"]
+    build([*three, same, three[0]], tmp_path / "report")
+
+
+def test_two_builds_are_equal_bytes_and_a_former_report_is_replaced(
+    three: list[Path], tmp_path: Path
+) -> None:
+    def content(out: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    build(three, one)
+    build(three, two)
+    assert content(one) == content(two)
+    (one / "mine.txt").write_text("stays")
+    build(three[:2], one)
+    build(three[:2], tmp_path / "fresh")
+    assert content(one) == content(tmp_path / "fresh") | {"mine.txt": b"stays"}, (
+        "RAT's figure is gone with RAT"
+    )
+
+
+def test_what_is_no_report_is_not_touched(three: list[Path], tmp_path: Path) -> None:
+    for out in (three[0], three[0] / "experiment.json"):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(DemiluneError, match="give"):
+            build(three, out)
+        assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "empty").mkdir()
+    build(three, tmp_path / "empty")
+    assert (tmp_path / "empty" / MARKER).exists()
+
+
+def broken_inputs() -> list[tuple[str, str | bytes]]:
+    whole = evaluation("sat", "sat", SAT)
+    return [
+        ("experiment.json", "{"),
+        ("metrics.jsonl", '{"epoch": 1\n'),
+        ("metrics.jsonl", '{"loss": 1}\n'),
+        ("metrics.jsonl", "3\n"),
+        ("evaluations/best.json", "[]"),
+        ("evaluations/best.json", "{}"),
+        ("evaluations/best.json", json.dumps(whole | {"rows": []})),
+        ("evaluations/best.json", json.dumps(evaluation("sat", "sat", SAT, n=300))),
+        ("evaluations/best.json", json.dumps(whole | {"classes": ["0", "1"]})),
+        ("evaluations/best.images.npz", b"PK nonsense"),
+        ("evaluations/best.images.npz", b""),
+        ("evaluations/best.gallery.npz", b"nonsense"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "content"), broken_inputs())
+def test_broken_inputs_are_refused_in_one_line(name: str, content: str | bytes, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "sat", "sat", SAT)
+    (run / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DemiluneError) as refusal:
+        build([run], tmp_path / "report")
+    assert str(run / name).split(".")[0] in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not (tmp_path / "report").exists()
+
+
+def test_missing_inputs_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for paths, words in (
+        ([], "at least one"),
+        ([tmp_path / "nowhere"], "does not exist"),
+        ([tmp_path / "empty"], "no run folder"),
+    ):
+        with pytest.raises(DemiluneError, match=words):
+            build(paths, tmp_path / "report")
+
+
+def test_a_report_needs_no_torch(three: list[Path], tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from pathlib import Path; import demilune.report as report; "
+        "assert 'matplotlib' not in sys.modules; "
+        "report.build([Path(p) for p in sys.argv[2:]], Path(sys.argv[1])); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    words = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "report"), *map(str, three)]
+    done = subprocess.run(words, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)})
+    assert done.returncode == 0, done.stderr
+
+
+def test_png_is_what_was_put_in() -> None:
+    import io
+
+    from PIL import Image
+
+    for shape in ((1, 3, 5), (3, 4, 2)):
+        image = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32) / 255
+        with Image.open(io.BytesIO(png(image))) as read_back:
+            values = np.asarray(read_back).reshape(*shape[1:], shape[0]).transpose(2, 0, 1)
+        assert np.array_equal(values, np.rint(image * 255).astype(np.uint8))
+
+
+def test_published_tables_are_the_papers() -> None:
+    paper = papers.published("rat")
+    assert [one["number"] for one in paper["tables"]] == [1, 2, 3, 4]
+    for one in paper["tables"]:
+        for part in one["parts"]:
+            assert all(len(row["values"]) == len(part["columns"]) for row in part["rows"])
+    for part in papers.table("rat", 2)[
+        "parts"
+    ]:  # the mean is the mean of its columns: a slip of the pen would show
+        for row in part["rows"]:
+            assert row["values"][0] == pytest.approx(np.mean(row["values"][1:]), abs=0.0051)
+    ours = {row["method"]: row["values"] for row in papers.table("rat", 1)["parts"][0]["rows"]}
+    assert ours["rat"] == [93.17, 77.51, 70.57, 65.54, 69.70]
+    assert ours["rat"][2] - ours["sat"][2] == pytest.approx(22.83)
+    minutes = paper["timing"]["minutes"]
+    assert 100 * (minutes["rat"] / minutes["sat"] - 1) == pytest.approx(
+        paper["timing"]["overhead_percent"], abs=0.05
+    )
+    with pytest.raises(DemiluneError, match="did you mean 'rat'"):
+        papers.published("rta")
+    with pytest.raises(DemiluneError, match="possible are 1, 2, 3, 4"):
+        papers.table("rat", 9)
