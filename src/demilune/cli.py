@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,12 +93,13 @@ def read_experiment(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Names
         experiment_options(parser, None)
         return parser.parse_args(argv), None
     if not loose and not helping:
-        for needed in ("data", "model", "method"):
+        for needed in ("data", "model", "method", "ball"):
             if needed not in file and needed not in given:
                 raise DemiluneError(f"{given['config']} names no {needed}: add it, or start from a preset")
-    tree = plain(PRESETS[loose[0] if loose else "digits-rat"].experiment)
-    if file and not loose:
-        tree["name"] = Path(given["config"]).stem
+    tree: dict[str, Any] = {"name": Path(given.get("config", "run")).stem, "ball": {}}
+    tree |= {section: {"name": next(iter(table))} for section, table in VARIANTS.items()}
+    if loose:
+        tree = plain(PRESETS[loose[0]].experiment)
     for section, table in VARIANTS.items():
         there = file.get(section)
         name = given.get(section) or (there.get("name") if isinstance(there, Mapping) else there)
@@ -106,8 +108,8 @@ def read_experiment(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Names
         if name not in table:
             raise unknown(section, str(name), table)
         # What both classes have a field for (the attack, the batch-norm mode) is kept from the preset.
-        fields = table[name].__dataclass_fields__
-        tree[section] = {"name": name} | {k: v for k, v in tree[section].items() if k in fields}
+        known = {field.name for field in dataclasses.fields(table[name])}
+        tree[section] = {"name": name} | {k: v for k, v in tree[section].items() if k in known}
     base = build(Experiment, tree)
     experiment_options(parser, base)
     settings = {

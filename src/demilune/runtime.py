@@ -74,15 +74,14 @@ class Runtime:
             return contextlib.nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
 
-    def search(self, model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    def search(self, model: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return the model as an attack may search with it: gradients in this precision, verdicts in float32."""
         if self.precision == "float32":
             return model
 
         def forward(x: Tensor) -> Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=torch.is_grad_enabled()):
-                logits: Tensor = model(x)
-            return logits
+                return model(x)
 
         return forward
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from demilune.core.geometry import Ball, per_image
 from demilune.core.losses import margin
@@ -177,10 +178,10 @@ def frozen(model: Model, bn: BatchNormMode | Literal["keep"]) -> Iterator[None]:
         if bn != "keep":
             model.train(bn != "eval")
         if bn in ("train_frozen", "keep"):
-            norms = (m for m in model.modules() if isinstance(m, _BATCH_NORMS))
+            norms = (m for m in model.modules() if isinstance(m, _BatchNorm))
             tracking = [m for m in norms if m.training and m.track_running_stats]
-            for module in tracking:
-                module.track_running_stats = False
+            for norm in tracking:
+                norm.track_running_stats = False
         yield
     finally:
         for norm in tracking:
@@ -197,9 +198,6 @@ def seeded(rng: Stream, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(rng.seed("model"))
         yield
-
-
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def check_images(x: Tensor, y: Tensor) -> None:

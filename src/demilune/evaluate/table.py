@@ -188,11 +188,11 @@ class Book:
 
     def strict(self, name: str) -> NDArray[np.bool_]:
         """Return which images are right both clean and after the attack."""
-        return (self.known[name] == 1) & (self.known["clean"] == 1)
+        return np.asarray((self.known[name] == 1) & (self.known["clean"] == 1), np.bool_)
 
     def worst(self) -> NDArray[np.bool_]:
         """Return which images no attack broke."""
-        return np.logical_and.reduce([self.strict(name) for name in self.known])
+        return np.asarray(np.logical_and.reduce([self.strict(name) for name in self.known]), np.bool_)
 
     def table(self, entries: Sequence[Entry]) -> tuple[Row, ...]:
         """Return the rows: clean, one per reading, and the worst case per image."""

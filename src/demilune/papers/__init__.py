@@ -1,4 +1,4 @@
-"""Published figures as data: what a paper's tables say, exactly as printed, and where the paper contradicts itself."""
+"""Published figures as data: what a paper's tables say, as printed, and where it contradicts itself."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from demilune.errors import unknown
 def published(paper: str) -> dict[str, Any]:
     """Return a paper's tables, claims and notes, e.g. of ``"rat"``; accuracies are in percent.
 
-    ``tables`` is a list of {"number", "title", "parts"}; a part is {"data", "model", "columns", "rows"} and a row's
-    ``values`` stand in the order of the part's ``columns``, named as the rows of a :class:`demilune.results.Evaluation`.
+    ``tables`` is a list of {"number", "title", "parts"}; a part is {"data", "model", "columns", "rows"} and a
+    row's ``values`` stand in the order of the part's ``columns``, which are named as the rows of a
+    :class:`demilune.results.Evaluation`.
     """
     shelf = {file.name.removesuffix(".json"): file for file in resources.files(__name__).iterdir()}
     names = [name for name, file in shelf.items() if file.name.endswith(".json")]

@@ -19,11 +19,11 @@ MARKER = "demilune-report.json"  # says that a folder is a report, and which fil
 
 
 def build(runs: Sequence[Path], out: Path) -> Path:
-    """Write the report of run folders and evaluation files into the folder ``out``; return its ``index.html``.
+    """Write the report of run folders and evaluation files into the folder ``out``; return its index.html.
 
-    ``out`` must be new, empty or a former report, which is replaced file by file. Besides the page, which holds all
-    it shows, come ``table.md``, ``table.csv``, ``table.tex`` and ``figures/`` as PNG and SVG. The same input gives the
-    same bytes.
+    ``out`` must be new, empty or a former report, which is replaced file by file. Besides the page, which
+    holds all it shows, come ``table.md``, ``table.csv``, ``table.tex`` and ``figures/`` as PNG and SVG. The same
+    input gives the same bytes.
     """
     former = _former(out)
     read_runs = read(runs)
@@ -66,7 +66,7 @@ def _former(out: Path) -> list[str]:
 
 
 def _write(out: Path, files: dict[str, bytes], former: Sequence[str]) -> None:
-    # the marker first, with the old names too: an interrupted report is still known as one, and cleaned by the next
+    # the marker first, with the old names too: an interrupted report is known as one, and cleaned by the next
     _mark(out, [*files, *former])
     for name, content in files.items():
         with replacing(out / name) as beside:

@@ -16,7 +16,7 @@ from demilune.results import Row
 
 Setting: TypeAlias = tuple[str, str, str, float, tuple[tuple[str, str], ...]]
 
-# The gap PGD-10 - multi-targeted that plain adversarial training shows, as a fraction: evaluation.md 6, check G6.
+# The gap PGD-10 - multi-targeted usual for plain adversarial training (evaluation.md 6, check G6).
 USUAL_GAP = 0.04
 
 
@@ -48,7 +48,7 @@ class Pair:
 @final
 @dataclass(frozen=True, slots=True)
 class Overstatement:
-    """How far PGD-10 lies above the multi-targeted attack for one evaluation; ``warning`` is empty where all is usual."""
+    """How far PGD-10 lies above the multi-targeted attack; ``warning`` is empty where that is usual."""
 
     entry: Entry
     pgd: Row
@@ -60,7 +60,8 @@ class Overstatement:
 def paired(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Difference:
     """Return the difference of two accuracies on the same images.
 
-    With b images only ``first`` has right and c only ``second``: (b - c)/n, error √(b + c - (b - c)²/n)/n (McNemar).
+    With b images right only in ``first`` and c only in ``second``: (b - c)/n, with McNemar's standard error
+    √(b + c - (b - c)²/n)/n.
     """
     n, b, c = len(first), int(np.sum(first & ~second)), int(np.sum(second & ~first))
     return Difference((b - c) / n, math.sqrt(b + c - (b - c) ** 2 / n) / n, n)
@@ -81,7 +82,7 @@ def settings(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 
 def difference(first: Entry, second: Entry, row: str) -> Difference | None:
-    """Return first - second in strict accuracy of a row; None unless both were evaluated on the same images."""
+    """Return first - second in strict accuracy of a row; None unless both saw the same images."""
     a, b = first.images, second.images
     if a is None or b is None or setting(first) != setting(second):
         return None
@@ -103,8 +104,8 @@ def pairs(entries: Sequence[Entry]) -> list[Pair]:
 def overstatements(entries: Sequence[Entry]) -> list[Overstatement]:
     """Measure PGD-10 against the multi-targeted attack, and warn where the gap exceeds what SAT shows.
 
-    SAT's gap is that of the group's own SAT runs (the largest), else the usual one. Labels softened with distance
-    (AVM, RAT) make cross-entropy PGD a weak attack, which PGD-10 alone cannot tell from robustness.
+    SAT's gap is that of the group's own SAT runs (the largest), else the usual one. Labels softened with
+    distance (AVM, RAT) make cross-entropy PGD a weak attack, which PGD-10 alone cannot tell from robustness.
     """
     found = []
     for entry in entries:
@@ -144,6 +145,6 @@ def _warning(one: Overstatement, usual: Difference | None) -> str:
 
 
 def tied(entry: Entry, best: Entry, row: str) -> bool:
-    """Say whether an entry is within two paired standard errors of the best one; False where that is unknown."""
+    """Say whether an entry is within two paired standard errors of the best; False where unknown."""
     found = difference(best, entry, row)
     return found is not None and not found.clear

@@ -1,4 +1,4 @@
-"""The drawings of a report, one function each: values in, an SVG and a PNG out. Never pyplot: no global figure."""
+"""The drawings of a report: values in, an SVG and a PNG out. Never pyplot, which keeps global figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure: its file name's stem, what it shows in a sentence, the same for who cannot see it, and its bytes."""
+    """A figure: its file's stem, what it shows, the same in numbers for who cannot see it, and its bytes."""
 
     name: str
     caption: str
@@ -47,15 +47,15 @@ def loss(runs: Sequence[tuple[int, Run]]) -> Drawing:
         axes = figure.add_subplot()
         for position, run in runs:
             _line(axes, position, run, "excess")
-        axes.set_ylabel("loss − label entropy, nats")
+        axes.set_ylabel(f"loss {theme.MINUS} label entropy, nats")
         _epochs(axes)
         _legend(figure, runs)
 
     last = "; ".join(f"{run.label} {number(run.metrics[-1].get('excess')):.3f}" for _, run in runs)
     return _drawn(
         "loss",
-        "Training loss above its floor, the entropy of the labels: methods with soft labels cannot go below it, "
-        "so only the excess can be compared.",
+        "Training loss above its floor, the entropy of the labels: methods with soft labels cannot go below "
+        "it, so only the excess can be compared.",
         f"Loss minus label entropy over epochs. At the end: {last}.",
         (theme.WIDTH, _height(2.5, len(runs))),
         draw,
@@ -106,7 +106,7 @@ def validation(runs: Sequence[tuple[int, Run]]) -> Drawing:
             robust = _percent(robust)
             axes.plot(epochs, robust, color=hue, linestyle=theme.dashes(position))
             axes.plot(epochs[-1:], robust[-1:], "o", color=hue, markersize=4)
-            best = _best(run)
+            best = best_epoch(run)
             if best is not None:
                 axes.plot(
                     [best["epoch"]], [100 * number(best.get("robust"))], "D",
@@ -118,14 +118,16 @@ def validation(runs: Sequence[tuple[int, Run]]) -> Drawing:
         _legend(figure, runs)
 
     def end(run: Run) -> str:
-        line = run.metrics[-1]
+        line = validated(run)
+        if line is None:
+            return f"{run.label} not validated"
         clean, robust = theme.percent(number(line.get("clean"))), theme.percent(number(line.get("robust")))
         return f"{run.label} {clean} clean and {robust} under PGD at epoch {line['epoch']}"
 
     return _drawn(
         "validation",
-        "Accuracy on held-out training images: dotted clean, solid under PGD. A diamond marks the best checkpoint, "
-        "a dot the last.",
+        "Accuracy on held-out training images: dotted clean, solid under PGD. A diamond marks the best "
+        "checkpoint, a dot the last.",
         "Validation accuracy over epochs, in percent: " + "; ".join(end(run) for _, run in runs) + ".",
         (theme.WIDTH, _height(3.1, len(runs))),
         draw,
@@ -134,7 +136,11 @@ def validation(runs: Sequence[tuple[int, Run]]) -> Drawing:
 
 def region(runs: Sequence[tuple[int, Run]]) -> Drawing:
     """Draw what RAT's region was like: found rate, τ, and the distance from x_f to x_e."""
-    panels = (("found", "share found"), ("tau", "mean τ, steps"), ("first_to_end", "‖x_f − x_e‖ / ε"))
+    panels = (
+        ("found", "share found"),
+        ("tau", "mean τ, steps"),
+        ("first_to_end", f"‖x_f {theme.MINUS} x_e‖ / ε"),
+    )
 
     def draw(figure: Figure) -> None:
         for row, (key, title) in enumerate(panels):
@@ -158,8 +164,8 @@ def region(runs: Sequence[tuple[int, Run]]) -> Drawing:
     return _drawn(
         "region",
         "RAT's region per epoch: the share of images for which some iterate of the attack fools the network; "
-        "the first step τ at which it does; and how far that first adversarial point lies from the last. Where none "
-        "is found the region is a segment.",
+        "the first step τ at which it does; and how far that first adversarial point lies from the last. "
+        "Where none is found the region is a segment.",
         "Three curves over epochs; at the end " + "; ".join(end(run) for _, run in runs) + ".",
         (theme.WIDTH, _height(3.9, len(runs))),
         draw,
@@ -210,7 +216,7 @@ def accuracy(entries: Sequence[Entry], name: str) -> Drawing:
 
 
 def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -> Drawing:
-    """Draw worst case against clean accuracy, with the published points (hollow) where the setting is the paper's."""
+    """Draw worst case against clean accuracy, with the published points (hollow) where there are any."""
     scored = [
         (e, a, b) for e in entries if (a := e.evaluation.row("clean")) and (b := e.evaluation.row("worst"))
     ]
@@ -235,9 +241,10 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
             )  # fmt: skip
         for entry, clean, worst in scored:
             axes.errorbar(
-                [100 * clean.accuracy], [100 * worst.accuracy], xerr=[100 * clean.error], yerr=[100 * worst.error],
-                linestyle="none", color=theme.colour(entry.run), marker=theme.marker(entry.place), markersize=6,
-                elinewidth=1.2,
+                [100 * clean.accuracy], [100 * worst.accuracy],
+                xerr=[100 * clean.error], yerr=[100 * worst.error],
+                linestyle="none", color=theme.colour(entry.run), marker=theme.marker(entry.place),
+                markersize=6, elinewidth=1.2,
             )  # fmt: skip
         axes.set_xlabel("clean accuracy, %")
         axes.set_ylabel("worst-case accuracy, % (upper bound)")
@@ -246,7 +253,7 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
         _legend(figure, [(entry.run, entry) for entry, _, _ in scored])
 
     hollow = (
-        " Hollow: the paper's figures, the lowest of its attacks as worst case; its nets, training and attacks differ."
+        " Hollow: the paper's figures, with the lowest of its attacks as worst case, a weaker set than ours."
         if beside
         else ""
     )
@@ -261,6 +268,16 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
         (theme.WIDTH, _height(3.3, len(scored))),
         draw,
     )
+
+
+def best_epoch(run: Run) -> Mapping[str, Any] | None:
+    """Return the metrics of the epoch that gave the best checkpoint."""
+    return next((line for line in reversed(run.metrics) if line.get("best")), None)
+
+
+def validated(run: Run) -> Mapping[str, Any] | None:
+    """Return the metrics of the last epoch that was validated."""
+    return next((line for line in reversed(run.metrics) if not math.isnan(number(line.get("robust")))), None)
 
 
 def _drawn(
@@ -316,15 +333,13 @@ def _line(axes: Axes, position: int, run: Run, key: str) -> None:
 
 
 def _series(run: Run, key: str) -> tuple[list[int], list[float]]:
-    return [line["epoch"] for line in run.metrics], [number(line.get(key)) for line in run.metrics]
+    """Return epochs and values, without the epochs that have none (not each is validated)."""
+    found = [(line["epoch"], value) for line in run.metrics if not math.isnan(value := number(line.get(key)))]
+    return [epoch for epoch, _ in found], [value for _, value in found]
 
 
 def _percent(values: Sequence[float]) -> list[float]:
     return [100.0 * value for value in values]
-
-
-def _best(run: Run) -> Mapping[str, Any] | None:
-    return next((line for line in reversed(run.metrics) if line.get("best")), None)
 
 
 def _notes(line: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from demilune.report.read import Arrays, Entry
 
-SHOWN = 6  # examples per evaluation: the first ones of the file, which no verdict has chosen
+SHOWN = 6  # examples per evaluation: the first ones of the file, whatever the attack did to them
 
 
 @final
@@ -36,7 +36,7 @@ class Example:
 @final
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """The examples of one evaluation under the last attack with images; differences are drawn ``factor`` fold."""
+    """The examples of one evaluation under its last attack with images; differences are amplified."""
 
     entry: Entry
     attack: str

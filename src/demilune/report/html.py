@@ -118,17 +118,15 @@ def gap(found: Overstatement) -> str:
 
 def progress(run: Run) -> dict[str, Any]:
     """Return how a run was trained, in numbers, for the table below the curves."""
-    last = run.metrics[-1]
-    best = next((line for line in reversed(run.metrics) if line.get("best")), None)
     seconds = [number(line.get("seconds")) for line in run.timing]
     speeds = [value for line in run.timing if not math.isnan(value := number(line.get("images_per_second")))]
     plan = (run.experiment or {}).get("training")
     return {
         "label": run.label,
-        "epochs": last["epoch"],
-        "planned": plan.get("epochs") if isinstance(plan, dict) else None,
-        "best": best,
-        "last": last,
+        "epochs": run.metrics[-1]["epoch"],
+        "planned": plan.get("epochs") if isinstance(plan, dict) and not plan.get("steps") else None,
+        "best": figures.best_epoch(run),
+        "last": figures.validated(run),
         "seconds": sum(seconds) if seconds else math.nan,
         "speed": median(speeds) if speeds else math.nan,
         "alarms": [(line["epoch"], line["alarm"]) for line in run.metrics if line.get("alarm")],
@@ -146,7 +144,7 @@ def commands(run: Run) -> list[str]:
 def duration(seconds: float) -> str:
     """Return a time as people say it."""
     if math.isnan(seconds):
-        return "–"
+        return theme.NONE
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, TypeGuard, final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,8 @@ Arrays: TypeAlias = Mapping[str, Array]
 class Entry:
     """One evaluated checkpoint: a line of the tables.
 
-    ``run`` and ``place`` are the positions of its run among the runs and of itself within the run; ``images`` and
-    ``gallery`` are None where the files are missing, which costs the paired differences and the examples.
+    ``run`` and ``place`` are the positions of its run among the runs and of itself within the run; ``images``
+    and ``gallery`` are None where the files are missing, which costs the paired differences and the examples.
     """
 
     label: str
@@ -116,7 +116,14 @@ def _entry(path: Path, run: int, place: int) -> Entry:
     images = _arrays(path.with_name(f"{path.stem}.images.npz"))
     gallery = _arrays(path.with_name(f"{path.stem}.gallery.npz"))
     _agree(path, evaluation, images, gallery)
-    return Entry(evaluation.subject, run, place, path, evaluation, images, gallery)
+    return Entry(
+        evaluation.subject, run, place, path, evaluation, images, gallery if _has_examples(gallery) else None
+    )
+
+
+def _has_examples(gallery: Arrays | None) -> TypeGuard[Arrays]:
+    """Say whether there is any: a model that is never right leaves an empty gallery."""
+    return gallery is not None and any(name.startswith("image.") for name in gallery)
 
 
 def _arrays(path: Path) -> Arrays | None:
@@ -137,7 +144,7 @@ def _agree(path: Path, evaluation: Evaluation, images: Arrays | None, gallery: A
             raise DemiluneError(
                 f"{path} and {path.stem}.images.npz do not belong together (row {row.name!r}): evaluate again"
             )
-    if gallery is None:
+    if not _has_examples(gallery):
         return
     try:
         shown = [name.removeprefix("image.") for name in gallery if name.startswith("image.")]
@@ -170,8 +177,7 @@ def _unique(runs: Sequence[Run]) -> list[str]:
 def _labelled(run: Run, label: str) -> Run:
     several = len(run.entries) > 1
     entries = tuple(
-        replace(entry, label=f"{label}, {entry.evaluation.checkpoint}" if several else label)
-        for entry in run.entries
+        replace(entry, label=f"{label}, {entry.path.stem}" if several else label) for entry in run.entries
     )
     return replace(run, label=label, entries=entries)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,15 +16,15 @@ from demilune.report.compare import tied
 from demilune.report.read import Entry, Run, number
 
 UPPER_BOUND = (
-    "The worst case counts an image as right only if no attack of the table broke it: an upper bound on robust "
-    "accuracy, because a stronger attack may break more."
+    "The worst case counts an image as right only if no attack of the table broke it: an upper bound on "
+    "robust accuracy, because a stronger attack may break more."
 )
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A strict accuracy; ``mark`` is "best" in its column, "tied" with the best within two paired errors, or empty."""
+    """A strict accuracy; ``mark`` is "best" in its column, "tied" within two paired errors, or empty."""
 
     accuracy: float
     error: float
@@ -82,7 +83,7 @@ class BesideLine:
 @final
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A paper's table with ours below each method, how our settings differ, and the paper's own contradictions."""
+    """A paper's table with ours below each method, how settings differ, and the paper's contradictions."""
 
     source: str
     columns: tuple[str, ...]
@@ -92,7 +93,7 @@ class Beside:
 
 
 def columns(entries: Iterable[Entry]) -> list[tuple[str, str]]:
-    """Return the attacks of all entries, (name, title); one that only some ran stands after its predecessor there."""
+    """Return the attacks of all entries, (name, title); one that only some ran follows its predecessor."""
     found: dict[str, str] = {}
     order: list[str] = []
     for entry in entries:
@@ -131,7 +132,7 @@ def _column(entries: Sequence[Entry], name: str) -> list[Cell | None]:
 
 
 def published(entries: Sequence[Entry]) -> list[Published]:
-    """Return the lines of RAT's Table 1 for the entries' data, or none unless data and ball are the paper's."""
+    """Return the lines of RAT's Table 1 for the entries' data, none unless data and ball are the paper's."""
     part = _part(entries[0])
     if part is None:
         return []
@@ -170,7 +171,11 @@ def beside(entries: Sequence[Entry], runs: Sequence[Run]) -> Beside | None:
 def _part(entry: Entry) -> dict[str, Any] | None:
     """Return the part of Table 1 with the entry's data, if the ball is the paper's too."""
     found, setting = entry.evaluation, papers.published("rat")["setting"]
-    if found.norm != setting["norm"] or abs(found.eps - float(Fraction(setting["eps"]))) > 1e-6:
+    if (
+        found.split != "test"
+        or found.norm != setting["norm"]
+        or abs(found.eps - float(Fraction(setting["eps"]))) > 1e-6
+    ):
         return None
     parts: list[dict[str, Any]] = papers.table("rat", 1)["parts"]
     return next((part for part in parts if part["data"] == found.data.lower()), None)
@@ -182,7 +187,7 @@ def _ours(entry: Entry, names: Sequence[str]) -> BesideLine:
         row = entry.evaluation.row(name)
         # clean, the two readings are one
         after = row.accuracy if row and name == "clean" else row.accuracy_after if row else None
-        cells.append("–" if after is None else theme.percent(after, 2))
+        cells.append(theme.NONE if after is None else theme.percent(after, 2))
     return BesideLine(entry.label, entry, tuple(cells))
 
 
@@ -215,19 +220,18 @@ def _training(
         said.append(f"net: the paper's is {part['model_title']}; ours is {architecture}")
     attack = _section(_section(experiment, "method"), "attack")
     if attack and attack.get("steps") != paper["train_attack"]["steps"]:
-        said.append(
-            f"training attack: the paper's takes {paper['train_attack']['steps']} steps; ours {attack['steps']}"
-        )
-    last = run.metrics[-1] if run.metrics else {}
-    steps, epochs, batch = number(last.get("step")), number(last.get("epoch")), number(plan.get("batch"))
-    if not steps > 0 or not epochs > 0:
+        theirs, ours = paper["train_attack"]["steps"], attack.get("steps")
+        said.append(f"training attack: the paper's takes {theirs} steps; ours {ours}")
+    batch = number(plan.get("batch"))
+    steps = number(run.metrics[-1].get("step")) if run.metrics else math.nan
+    if not steps > 0:
         return [*said, "training: not known, the run has no metrics"]
     if steps != paper["steps"] or batch != paper["batch"]:
         said.append(
             f"training: the paper's is {paper['steps']:,} steps of {paper['batch']} images; "
-            f"ours {theme.count(steps)} of {theme.count(batch)} ({theme.count(epochs)} epochs)"
+            f"ours {theme.count(steps)} of {theme.count(batch)} ({run.metrics[-1]['epoch']} epochs)"
         )
-    images = batch * steps / epochs
+    images = batch * number(run.metrics[0].get("step")) / run.metrics[0]["epoch"]
     if abs(images - part["train_images"]) >= batch:
         said.append(
             f"training images: the paper's are {part['train_images']:,}; ours about {theme.count(images)}"
@@ -265,22 +269,44 @@ def _section(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+_SETTING = ("run", "checkpoint", "method", "data", "split", "official", "norm", "eps")
+
+
 def to_csv(entries: Sequence[Entry]) -> str:
     """Return one line per evaluation and attack, in full precision: accuracies in [0,1], passes per image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["run", "checkpoint", "method", "data", "split", "official", "norm", "eps", "attack", "n", "right"]
-        + ["accuracy", "standard_error", "accuracy_after", "forwards", "gradients"]
+        (
+            *_SETTING,
+            "attack",
+            "n",
+            "right",
+            "accuracy",
+            "standard_error",
+            "accuracy_after",
+            "forwards",
+            "gradients",
+        )
     )
     for entry in entries:
         found = entry.evaluation
         head = [entry.label, found.checkpoint, found.method, found.data, found.split, found.data_official]
+        head += [found.norm, found.eps]
         for row in found.rows:
             after = "" if row.accuracy_after is None else row.accuracy_after
             writer.writerow(
-                [*head, found.norm, found.eps, row.name, row.n, row.right]
-                + [row.accuracy, row.error, after, row.forwards, row.gradients]
+                (
+                    *head,
+                    row.name,
+                    row.n,
+                    row.right,
+                    row.accuracy,
+                    row.error,
+                    after,
+                    row.forwards,
+                    row.gradients,
+                )
             )
     return text.getvalue()
 
@@ -348,7 +374,7 @@ def unofficial(entries: Sequence[Entry]) -> list[str]:
 
 def _marked(cell: Cell | None, line: Line, written: Callable[[str, str, str], str]) -> str:
     if cell is None:
-        return "–" if written is _md_cell else "--"
+        return theme.NONE if written is _md_cell else "--"
     n = f" (n {cell.n})" if cell.n != line.n else ""
     return written(theme.percent(cell.accuracy), f"{theme.percent(cell.error)}{n}", cell.mark)
 
@@ -367,18 +393,18 @@ def _md(text: str) -> str:
 
 
 _TEX = {
-    "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_", "{": "\\{", "}": "\\}",
-    "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}", ">": "\\textgreater{}",
-    "|": "\\textbar{}", '"': "''", "±": "$\\pm$", "×": "$\\times$", "−": "$-$", "∞": "$\\infty$",
-    "ε": "$\\varepsilon$", "–": "--", "[": "{[}", "*": "{*}",
+    "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_",
+    "{": "\\{", "}": "\\}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}", ">": "\\textgreater{}",
+    "|": "\\textbar{}", '"': "''", "±": "$\\pm$", "\N{MULTIPLICATION SIGN}": "$\\times$", theme.MINUS: "$-$", "∞": "$\\infty$",
+    "ε": "$\\varepsilon$", theme.NONE: "--", "[": "{[}", "*": "{*}",
 }  # fmt: skip
 
 
 def _tex(text: str) -> str:
     """Escape for LaTeX.
 
-    A bracket or star would be an argument of the ``\\\\`` before it; a letter that pdfTeX knows not is written as its
-    code point, so that the table compiles.
+    A bracket or star would be an argument of the row's end before it; a letter that pdfTeX knows not is written
+    as its code point, so that the table compiles.
     """
     return "".join(_TEX.get(one) or _letter(one) for one in " ".join(text.split()))
 

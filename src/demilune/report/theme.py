@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 # Okabe and Ito's colours, the pale ones last; more than seven runs repeat them with other dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-DASHES = ("-", "--", "-.", ":")
+Dashes: TypeAlias = Literal["-", "--", "-.", ":"]
+DASHES: tuple[Dashes, ...] = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
 
 # What figures are drawn with outside a page; inside one, each is replaced by the page's own colour.
 INK, MUTED, RULE, PAPER = "#1f1e1b", "#6b6861", "#dedad1", "#fffefb"
 _PAGE = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--card)"}
+
+NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 WIDTH = 4.4  # inches: a figure is as wide as a phone, so that its text is never scaled down much
 
@@ -53,7 +56,7 @@ def colour(run: int) -> str:
     return COLOURS[run % len(COLOURS)]
 
 
-def dashes(run: int) -> str:
+def dashes(run: int) -> Dashes:
     """Return the line style that tells runs of the same colour apart."""
     return DASHES[run // len(COLOURS) % len(DASHES)]
 
@@ -78,12 +81,12 @@ def inline(svg: str, name: str) -> str:
 
 def percent(rate: float, digits: int = 1) -> str:
     """Return a rate in percent, without the sign."""
-    return "–" if math.isnan(rate) else f"{100.0 * rate:.{digits}f}"
+    return NONE if math.isnan(rate) else f"{100.0 * rate:.{digits}f}"
 
 
 def signed(rate: float) -> str:
     """Return a difference of rates in points, with a typographic sign."""
-    return f"{100.0 * rate:+.1f}".replace("-", "−")
+    return f"{100.0 * rate:+.1f}".replace("-", MINUS)
 
 
 def budget(eps: float) -> str:
