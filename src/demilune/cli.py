@@ -154,17 +154,17 @@ def train(argv: Sequence[str]) -> int:
     from demilune.runs import RunFolder, read_json
     from demilune.train import Progress, fit
 
-    if not hasattr(options, "out"):
+    if "out" not in options:
         raise DemiluneError("--out is missing: name the folder to write the run to, as --out runs/mine")
     folder = RunFolder(Path(options.out))
-    resume = hasattr(options, "resume")
+    resume = "resume" in options
     if experiment is None:
         if not resume:
             raise DemiluneError("no preset was named: demilune list presets shows them (or give --config FILE)")
         experiment = build(Experiment, read_json(folder.experiment, "the experiment of a run to resume"))
     out = console()
     dataset = experiment.data.load()
-    announce(experiment, dataset, out.print)
+    announce(experiment, dataset, lambda text: out.print(text, soft_wrap=True))
     steps, _ = experiment.training.lengths(len(dataset.train))
     with interruptible() as stopping, Line(out, steps) as line:
 
@@ -254,7 +254,7 @@ def evaluate(argv: Sequence[str]) -> int:
     chosen = getattr(options, "checkpoint", "best")
     fields = {k: v for k, v in vars(options).items() if "." in k}
     request = Request(
-        attacks=tuple(names(options.attacks)) if hasattr(options, "attacks") else None,
+        attacks=tuple(names(options.attacks)) if "attacks" in options else None,
         limit=getattr(options, "limit", 0),
         split=getattr(options, "split", "test"),
         batch=getattr(options, "batch", 250),
@@ -264,7 +264,7 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     path = Path(options.model)
     for file in checkpoint_files(path, chosen):
-        out = Path(options.out) if hasattr(options, "out") else None
+        out = Path(options.out) if "out" in options else None
         with interruptible() as stopping:
             found, where = assess(file, out, request, stopping)
         if found is None:
@@ -340,7 +340,7 @@ def report(argv: Sequence[str]) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or evaluation files")
     parser.add_argument("--out", metavar="DIR", help="the folder to write")
     options = parser.parse_args(argv)
-    if not hasattr(options, "out"):
+    if "out" not in options:
         raise DemiluneError("--out is missing: name the folder to write the report to, as --out report")
     from demilune.report import build
 
@@ -370,22 +370,19 @@ def list_(argv: Sequence[str]) -> int:
 
 def list_presets() -> int:
     """Print the presets as a table."""
-    from rich.table import Table
-
-    from demilune.console import console
     from demilune.experiment import name_of, plain
     from demilune.presets import PRESETS
 
-    table = Table()
-    for column in ("preset", "method", "data", "net", "schedule", "length", "from"):
-        table.add_column(column, overflow="fold")
+    lines = [("preset", "method", "data", "net", "schedule", "length", "from")]
     for name, preset in PRESETS.items():
         run = preset.experiment
         length = f"{run.training.steps} steps" if run.training.steps else f"{run.training.epochs} epochs"
-        shape = {k: v for k, v in plain(run.model).items() if k != "name"}
-        net = " ".join([name_of(run.model), *(f"{k} {v}" for k, v in shape.items())])
-        table.add_row(name, name_of(run.method), name_of(run.data), net, name_of(run.schedule), length, preset.about)
-    console().print(table)
+        shape = [str(value) for field, value in plain(run.model).items() if field != "name"]
+        net = "-".join([name_of(run.model), *shape])
+        lines.append((name, name_of(run.method), name_of(run.data), net, name_of(run.schedule), length, preset.about))
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     return 0
 
 
@@ -417,15 +414,15 @@ def data(argv: Sequence[str]) -> int:
     if options.name not in DATA:
         raise unknown("data set", options.name, DATA)
     kind = DATA[options.name]
-    root = {"root": options.root} if hasattr(options, "root") else {}
+    root = {"root": options.root} if "root" in options else {}
     if kind not in (CIFAR10, CIFAR100):
-        if hasattr(options, "download"):
+        if "download" in options:
             raise DemiluneError(f"{options.name} cannot be downloaded: {_origin(options.name)}")
         print(f"{options.name}: {_origin(options.name)}")
         return 0
     source = kind(**root)
     assert isinstance(source, CIFAR10 | CIFAR100)  # noqa: S101 - just checked
-    if hasattr(options, "download"):
+    if "download" in options:
         from demilune.console import Line, console, size
 
         out = console()

@@ -168,7 +168,7 @@ class SWA(Average):
 
     def pull(self, step: int, steps: int, per_epoch: int) -> float | None:
         """Return 1 before the start, then 1/k at the end of the k-th averaged epoch and 0 within epochs."""
-        first = max(1, math.ceil(self.start * steps / per_epoch))  # the first epoch whose end is averaged
+        first = max(1, math.ceil(round(self.start * steps / per_epoch, 9)))  # the first epoch whose end is averaged
         epoch = step // per_epoch + 1
         if epoch <= first:
             return 1.0

@@ -388,15 +388,12 @@ def overfitting(experiment: Experiment, before: float | None, now: float) -> str
 
 def averages(tally: Mapping[str, Note]) -> dict[str, Any]:
     """Return an epoch's means: loss, excess and the method's own notes (None where nothing was counted)."""
-    means = {k: float(n.total) / float(n.weight) if float(n.weight) else None for k, n in tally.items()}
+    means = {k: float(n.total) / float(n.weight) if float(n.weight) else None for k, n in sorted(tally.items())}
     return {"loss": means.pop("loss"), "excess": means.pop("excess"), "notes": means}
 
 
 def estimate(experiment: Experiment, dataset: Dataset, state: State, root: Stream, left: int) -> Estimate:
-    """Take up to two steps on a copy and foresee the rest; the run itself is not touched.
-
-    Validation is counted as its gradients would be in training, which is within a few per cent of its share.
-    """
+    """Take up to two steps and a portion of a validation on a copy, and foresee the rest; the run is not touched."""
     device = next(state.model.parameters()).device
     training, method = experiment.training, experiment.method
     model = copy.deepcopy(state.model).train()
@@ -415,12 +412,15 @@ def estimate(experiment: Experiment, dataset: Dataset, state: State, root: Strea
         seconds = time.perf_counter() - begun
         if seconds > 20.0:
             break
-    begun = time.perf_counter()
-    validate(experiment, model, dataset.validation.take(index[: min(len(index), len(dataset.validation))]), root)
-    checking = (time.perf_counter() - begun) / min(len(index), max(1, len(dataset.validation)))
-    _, per_epoch = training.lengths(len(dataset.train))
-    validations = max(1, left // (per_epoch * training.validate_every))
-    return Estimate(seconds * left + checking * len(dataset.validation) * validations, peak_memory(device))
+    total = seconds * left
+    sample = dataset.validation.take(index[index < len(dataset.validation)])
+    if len(sample):
+        begun = time.perf_counter()
+        validate(experiment, model, sample, root)
+        _, per_epoch = training.lengths(len(dataset.train))
+        validations = max(1, left // (per_epoch * training.validate_every))
+        total += (time.perf_counter() - begun) * len(dataset.validation) / len(sample) * validations
+    return Estimate(total, peak_memory(device))
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ class Attack(ABC):
         """
         check_images(x, y)
         with frozen(model, "keep"), seeded(rng, x.device):
-            return self.perturb(model, x, y, ball, rng)
+            return self.perturb(model, x.detach(), y, ball, rng)
 
     @abstractmethod
     def perturb(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Tensor:
@@ -207,10 +207,10 @@ def check_images(x: Tensor, y: Tensor) -> None:
             f"an attack was given {x.dtype} {list(x.shape)}: it needs floating-point images [N, …] in [0,1] "
             "(divide 8-bit pixels by 255)"
         )
-    if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+    if y.dtype != torch.int64 or y.shape != x.shape[:1] or bool((y < 0).any()):
         raise DemiluneError(
             f"an attack was given labels {y.dtype} {list(y.shape)} for {len(x)} images: "
-            f"it needs one class index each, int64 [{len(x)}]"
+            f"it needs one class index from 0 each, int64 [{len(x)}]"
         )
     low, high = (float(v) for v in torch.aminmax(x.detach()))
     if not (low >= 0.0 and high <= 1.0):  # also false for NaN

@@ -101,8 +101,9 @@ class Stream:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draw U[low, high) on a grid of 2^24 steps, the same values in every precision that holds them."""
-        unit = _shift(self._bits(purpose, shape), 40).to(dtype).mul_(2.0**-24)
-        return unit.mul_(high - low).add_(low)
+        exact = torch.promote_types(dtype, torch.float32)  # float16 would overflow
+        unit = _shift(self._bits(purpose, shape), 40).to(exact).mul_(2.0**-24)
+        return unit.mul_(high - low).add_(low).to(dtype)
 
     def normal(self, purpose: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw N(0, 1) by Box and Muller from 24 + 24 bits."""

@@ -17,6 +17,7 @@ from demilune.data.split import Bytes
 from demilune.errors import DemiluneError
 
 
+@final
 class _Kind:
     """Stands in for ``numpy.dtype``; bytes are the only kind there is."""
 
@@ -28,6 +29,7 @@ class _Kind:
         """Byte order and alignment mean nothing for bytes."""
 
 
+@final
 class _Array:
     """Stands in for ``numpy.ndarray``: remembers what it is told, and becomes an array when it is asked."""
 

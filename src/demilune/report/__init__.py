@@ -22,8 +22,8 @@ def build(runs: Sequence[Path], out: Path) -> Path:
     """Write the report of run folders and evaluation files into the folder ``out``; return its index.html.
 
     ``out`` must be new, empty or a former report, which is replaced file by file. Besides the page, which
-    holds all it shows, come ``table.md``, ``table.csv``, ``table.tex`` and ``figures/`` as PNG and SVG. The same
-    input gives the same bytes.
+    holds all it shows, come ``table.md``, ``table.csv``, ``table.tex`` and ``figures/`` as PNG and SVG. The
+    same input gives the same bytes.
     """
     former = _former(out)
     read_runs = read(runs)

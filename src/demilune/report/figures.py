@@ -64,21 +64,27 @@ def loss(runs: Sequence[tuple[int, Run]]) -> Drawing:
 
 def rate(runs: Sequence[tuple[int, Run]]) -> Drawing:
     """Draw the learning rate over epochs."""
-    values = [number(line.get("rate")) for _, run in runs for line in run.metrics]
-    positive = [value for value in values if value > 0]
-    wide = bool(positive) and max(positive) > 5.0 * min(positive) and len(positive) == len(values)
+    schedules = {tuple(zip(*_series(run, "rate"), strict=True)) for _, run in runs}
+    shared = len(runs) > 1 and len(schedules) == 1
+    levels = [{value for _, value in schedule} for schedule in schedules]
+    values = set().union(*levels)
+    # in steps a rate drops by factors, in ramps it goes down to nothing
+    stepped = min(values, default=0.0) > 0 and max(map(len, levels)) <= 6 and len(values) > 1
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for position, run in runs:
+        for position, run in runs[:1] if shared else runs:
             _line(axes, position, run, "rate")
-        if wide:
+        if shared:  # no run's colour: the lines would hide each other
+            axes.lines[0].set(color=theme.INK, linestyle="-")
+        if stepped:
             axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
-        axes.set_ylabel("learning rate" + (" (log)" if wide else ""))
+        axes.set_ylabel("learning rate" + (" (log)" if stepped else ""))
         _epochs(axes)
-        _legend(figure, runs)
+        if not shared:
+            _legend(figure, runs)
 
     spans = "; ".join(
         f"{run.label} from {number(run.metrics[0].get('rate')):g} to {number(run.metrics[-1].get('rate')):g}"
@@ -86,9 +92,9 @@ def rate(runs: Sequence[tuple[int, Run]]) -> Drawing:
     )
     return _drawn(
         "rate",
-        "Learning rate at each epoch.",
+        "Learning rate at the end of each epoch" + (", the same for all runs." if shared else "."),
         f"Learning rate over epochs: {spans}.",
-        (theme.WIDTH, _height(2.5, len(runs))),
+        (theme.WIDTH, _height(2.5, 0 if shared else len(runs))),
         draw,
     )
 
@@ -205,7 +211,7 @@ def accuracy(entries: Sequence[Entry], name: str) -> Drawing:
         + ", ".join(f"{row.title} {theme.percent(row.accuracy)}" for row in entry.evaluation.rows)
         for entry in entries
     )
-    height = 0.55 + len(rows) * (0.13 * len(entries) + 0.13)
+    height = 0.55 + len(rows) * (0.1 * len(entries) + 0.14)
     return _drawn(
         name,
         "Accuracy by attack, with one standard error to either side. The dashed line is chance.",
@@ -216,28 +222,22 @@ def accuracy(entries: Sequence[Entry], name: str) -> Drawing:
 
 
 def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -> Drawing:
-    """Draw worst case against clean accuracy, with the published points (hollow) where there are any."""
+    """Draw worst case against clean accuracy, with the published points of the same methods hollow."""
     scored = [
         (e, a, b) for e in entries if (a := e.evaluation.row("clean")) and (b := e.evaluation.row("worst"))
     ]
 
+    methods = {entry.evaluation.method for entry in entries}
+    theirs = [one for one in beside if one.method in methods]
+
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for one in beside:
-            x, y = one.values["clean"], one.weakest
-            axes.plot(
-                [x],
-                [y],
-                "o",
-                color=theme.MUTED,
-                markerfacecolor=theme.PAPER,
-                markersize=5,
-                markeredgewidth=1.1,
-            )
-            left = x > 80
+        for one in theirs:
+            at = (one.values["clean"], one.weakest)
+            axes.plot(*at, "o", color=theme.MUTED, markerfacecolor=theme.PAPER, markersize=5.5)
             axes.annotate(
-                one.label, (x, y), xytext=(-5 if left else 5, 4), textcoords="offset points",
-                ha="right" if left else "left", color=theme.MUTED, fontsize=7.5,
+                f"{one.label}, published", at, xytext=(-6, 5), textcoords="offset points",
+                ha="right", color=theme.MUTED, fontsize=7.5,
             )  # fmt: skip
         for entry, clean, worst in scored:
             axes.errorbar(
@@ -254,7 +254,7 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
 
     hollow = (
         " Hollow: the paper's figures, with the lowest of its attacks as worst case, a weaker set than ours."
-        if beside
+        if theirs
         else ""
     )
     told = "; ".join(

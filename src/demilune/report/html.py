@@ -163,13 +163,14 @@ def page(runs: Sequence[Run], shown: Sequence[Section], training: Sequence[Drawi
         "json": lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str),
         "duration": duration,
         "budget": theme.budget,
-        "verdict": verdict,
         "gap": gap,
+        "tight": theme.tight,
         "number": number,
     }
     entries = [entry for run in runs for entry in run.entries]
+    labels = [run.label for run in runs]
     context: Mapping[str, Any] = {
-        "title": "Robustness of " + ", ".join(run.label for run in runs),
+        "title": "Robustness of " + (", ".join(labels) if len(labels) <= 3 else f"{len(labels)} runs"),
         "runs": runs,
         "entries": entries,
         "sections": shown,
@@ -182,7 +183,7 @@ def page(runs: Sequence[Run], shown: Sequence[Section], training: Sequence[Drawi
         "progress": [progress(run) for run in runs if run.metrics],
         "galleries": galleries(entries),
         "commands": {run.label: commands(run) for run in runs},
-        "colour": theme.colour,
+        "colours": theme.COLOURS,
     }
     template = resources.files(__package__).joinpath("template.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(context)

@@ -162,11 +162,10 @@ def _agree(path: Path, evaluation: Evaluation, images: Arrays | None, gallery: A
 
 
 def _unique(runs: Sequence[Run]) -> list[str]:
-    """Return the runs' names, with the folder's (then a number) where two runs share one."""
+    """Return the runs' names, after the folder's (then a number) where two runs share one."""
     names = [run.label for run in runs]
     longer = [
-        f"{run.label} ({run.path.resolve().name})" if names.count(run.label) > 1 else run.label
-        for run in runs
+        f"{run.path.resolve().name}/{run.label}" if names.count(run.label) > 1 else run.label for run in runs
     ]
     return [
         f"{label} #{longer[: i + 1].count(label)}" if longer.count(label) > 1 else label
@@ -177,7 +176,7 @@ def _unique(runs: Sequence[Run]) -> list[str]:
 def _labelled(run: Run, label: str) -> Run:
     several = len(run.entries) > 1
     entries = tuple(
-        replace(entry, label=f"{label}, {entry.path.stem}" if several else label) for entry in run.entries
+        replace(entry, label=f"{label} ({entry.path.stem})" if several else label) for entry in run.entries
     )
     return replace(run, label=label, entries=entries)
 

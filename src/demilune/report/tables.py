@@ -83,12 +83,15 @@ class BesideLine:
 @final
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A paper's table with ours below each method, how settings differ, and the paper's contradictions."""
+    """A paper's table with ours below each method, and the paper's own contradictions.
+
+    ``differences`` says how our settings differ: (labels of the evaluations, one line per difference).
+    """
 
     source: str
     columns: tuple[str, ...]
     lines: tuple[BesideLine, ...]
-    differences: tuple[tuple[str, tuple[str, ...]], ...]
+    differences: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     notes: tuple[str, ...]
 
 
@@ -155,15 +158,16 @@ def beside(entries: Sequence[Entry], runs: Sequence[Run]) -> Beside | None:
         lines += [_ours(entry, part["columns"]) for entry in ours]
         left = [entry for entry in left if entry not in ours]
     lines += [_ours(entry, part["columns"]) for entry in left]
+    different: dict[tuple[str, ...], list[str]] = {}
+    for entry in entries:
+        found = tuple(differences(entry, runs[entry.run], part, paper["setting"]))
+        different.setdefault(found, []).append(entry.label)
     named = {"clean": "Clean", "fgsm": "FGSM", "pgd10": "PGD-10", "cw10": "CW∞-10", "nattack": "NATTACK"}
     return Beside(
         f"{paper['title']}, arXiv {paper['arxiv']}v{paper['version']}, Table 1: {part['model_title']}",
         tuple(titles.get(name, named.get(name, name)) for name in part["columns"]),
         tuple(lines),
-        tuple(
-            (entry.label, tuple(differences(entry, runs[entry.run], part, paper["setting"])))
-            for entry in entries
-        ),
+        tuple((tuple(labels), lines) for lines, labels in different.items()),
         tuple(note["text"] for note in paper["notes"] if 1 in note["tables"]),
     )
 
@@ -241,19 +245,21 @@ def _training(
 
 
 def _schedule(run: Run, paper: Mapping[str, Any]) -> list[str]:
-    """Compare the learning rates, as fractions of the run; drops may be logged an epoch late."""
-    total = run.metrics[-1]["epoch"]
+    """Compare the learning rates, drops as fractions of the run; an epoch logs the rate of its last step."""
+    total, before = number(run.metrics[-1].get("step")), 0.0
     levels: list[tuple[int, float]] = []
+    drops: list[tuple[float, float]] = []
     for line in run.metrics:
-        value = number(line.get("rate"))
+        value, done = number(line.get("rate")), number(line.get("step"))
         if not levels or abs(value - levels[-1][1]) > 1e-9:
             levels.append((line["epoch"], value))
-    wanted = [(step / paper["steps"], value) for step, value in paper["rates"]]
-    same = len(levels) == len(wanted) and all(
-        abs(value - target) < 1e-6 and abs((epoch - 1) - fraction * total) <= 1.0
-        for (epoch, value), (fraction, target) in zip(levels, wanted, strict=True)
-    )
-    if same:
+            drops.append((before, done))
+        before = done
+    wanted = [(step * total / paper["steps"], value) for step, value in paper["rates"]]
+    if len(levels) == len(wanted) and all(
+        abs(value - target) < 1e-6 and first <= step < last
+        for (_, value), (first, last), (step, target) in zip(levels, drops, wanted, strict=True)
+    ):
         return []
     if len(levels) <= 4:
         ours = ", ".join(f"{value:g} from epoch {epoch}" for epoch, value in levels)
@@ -364,11 +370,17 @@ def caption(entries: Sequence[Entry]) -> str:
 
 
 def unofficial(entries: Sequence[Entry]) -> list[str]:
-    """Return the line that must stand beside the numbers of data that are not the official files."""
+    """Return the line that must stand beside the numbers of data that are not the official files.
+
+    Sums are cut to 16 digits; the page's provenance has them whole.
+    """
     found = entries[0].evaluation
     if all(entry.evaluation.data_official for entry in entries):
         return []
-    sums = ", ".join(f"{name} {value}" for name, value in sorted(found.data_sha256.items())) or "not recorded"
+    sums = (
+        ", ".join(f"{name} {value[:16]}" for name, value in sorted(found.data_sha256.items()))
+        or "not recorded"
+    )
     return [f"data: not the official files, sha256 {sums}"]
 
 
@@ -393,18 +405,19 @@ def _md(text: str) -> str:
 
 
 _TEX = {
-    "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_",
-    "{": "\\{", "}": "\\}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}", ">": "\\textgreater{}",
-    "|": "\\textbar{}", '"': "''", "±": "$\\pm$", "\N{MULTIPLICATION SIGN}": "$\\times$", theme.MINUS: "$-$", "∞": "$\\infty$",
-    "ε": "$\\varepsilon$", theme.NONE: "--", "[": "{[}", "*": "{*}",
+    "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_", "{": "\\{",
+    "}": "\\}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}",
+    ">": "\\textgreater{}", "|": "\\textbar{}", '"': "''", "±": "$\\pm$", "∞": "$\\infty$",
+    "ε": "$\\varepsilon$", theme.TIMES: "$\\times$", theme.MINUS: "$-$", theme.NONE: "--",
+    "[": "{[}", "*": "{*}",
 }  # fmt: skip
 
 
 def _tex(text: str) -> str:
     """Escape for LaTeX.
 
-    A bracket or star would be an argument of the row's end before it; a letter that pdfTeX knows not is written
-    as its code point, so that the table compiles.
+    A bracket or star would be an argument of the row's end before it; a letter that pdfTeX knows not becomes
+    its code point, so that the table compiles.
     """
     return "".join(_TEX.get(one) or _letter(one) for one in " ".join(text.split()))
 

@@ -12,11 +12,11 @@ Dashes: TypeAlias = Literal["-", "--", "-.", ":"]
 DASHES: tuple[Dashes, ...] = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
 
-# What figures are drawn with outside a page; inside one, each is replaced by the page's own colour.
+# What figures are drawn with outside a page; inside one, each colour is replaced by the page's own.
 INK, MUTED, RULE, PAPER = "#1f1e1b", "#6b6861", "#dedad1", "#fffefb"
 _PAGE = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--card)"}
 
-NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+NONE, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 WIDTH = 4.4  # inches: a figure is as wide as a phone, so that its text is never scaled down much
 
@@ -74,8 +74,8 @@ def inline(svg: str, name: str) -> str:
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", svg)
-    for drawn, page in _PAGE.items():
-        svg = svg.replace(drawn, page)
+    for drawn, page in (_PAGE | {hue: f"var(--run-{i})" for i, hue in enumerate(COLOURS)}).items():
+        svg = svg.replace(drawn.lower(), page)
     return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
 
 
@@ -87,6 +87,11 @@ def percent(rate: float, digits: int = 1) -> str:
 def signed(rate: float) -> str:
     """Return a difference of rates in points, with a typographic sign."""
     return f"{100.0 * rate:+.1f}".replace("-", MINUS)
+
+
+def tight(text: str) -> str:
+    """Return the text with its numbers, errors and percent signs kept on one line."""
+    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def budget(eps: float) -> str:

@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine with Python 3.11 or later: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+DEMO ?= demo
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/demilune train digits-standard --out $(DEMO)/standard --resume
+	$(BIN)/demilune evaluate $(DEMO)/standard
+	$(BIN)/demilune train digits-sat --out $(DEMO)/sat --resume
+	$(BIN)/demilune evaluate $(DEMO)/sat
+	$(BIN)/demilune train digits-rat --out $(DEMO)/rat --resume
+	$(BIN)/demilune evaluate $(DEMO)/rat
+	$(BIN)/demilune report $(DEMO)/standard $(DEMO)/sat $(DEMO)/rat --out $(DEMO)/report
+	@echo "open $(DEMO)/report/index.html"
+
+test: $(VENV)/.installed-dev lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist
