@@ -32,7 +32,8 @@ ALLOWED = {
     "presets": {"core", "attacks", "methods", "models", "data", "schedules", "runtime", "experiment"},
     "train": {"core", "attacks", "methods", "models", "data", "experiment", "runtime", "runs", "checkpoint", "errors"},
     "evaluate": {
-        "core", "attacks", "models", "data", "experiment", "runtime", "runs", "checkpoint", "results", "options", "console", "errors",
+        "core", "attacks", "models", "data", "experiment", "runtime", "runs", "checkpoint", "results", "options",
+        "console", "errors",
     },
     "report": {"results", "runs", "papers", "errors"},
     "completion": {"experiment", "presets", "options"},

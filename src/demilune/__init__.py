@@ -27,7 +27,7 @@ _HOMES = {
     "survivors": "demilune.attacks",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> object:

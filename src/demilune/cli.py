@@ -107,8 +107,8 @@ def read_experiment(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Names
             continue
         if name not in table:
             raise unknown(section, str(name), table)
-        # What both classes have a field for (the attack, the batch-norm mode) is kept from the preset.
-        known = {field.name for field in dataclasses.fields(table[name])}
+        # The preset's training attack and batch-norm mode belong to its data and budget: another method keeps them.
+        known = {field.name for field in dataclasses.fields(table[name])} & {"attack", "bn"}
         tree[section] = {"name": name} | {k: v for k, v in tree[section].items() if k in known}
     base = build(Experiment, tree)
     experiment_options(parser, base)
@@ -129,7 +129,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DemiluneError(f"{path} does not exist: --config needs a YAML file, as `demilune show` prints it") from None
+        raise DemiluneError(
+            f"{path} does not exist: --config needs a YAML file, as `demilune show` prints it"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DemiluneError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -287,7 +289,13 @@ def checkpoint_files(path: Path, which: str) -> list[Path]:
         return [path]
     from demilune.runs import RunFolder
 
-    return [RunFolder(path).checkpoint(name) for name in (("best", "last") if which == "both" else (which,))]
+    files = [RunFolder(path).checkpoint(name) for name in (("best", "last") if which == "both" else (which,))]
+    for file in files:
+        if not file.exists():
+            raise DemiluneError(
+                f"{path} has no checkpoint {file.name} yet: `demilune train --resume --out {path}` goes on"
+            )
+    return files
 
 
 def checkpoint_experiment(path: Path) -> Experiment:
@@ -319,8 +327,8 @@ def show_evaluation(found: Evaluation) -> None:
     out.print(table)
     worst = found.rows[-1]
     out.print(
-        f"n = {worst.n} {found.split} images of {found.data}, {found.norm} ε = {found.eps:g}. The worst case is an upper "
-        "bound on robust accuracy: AutoAttack was not run.",
+        f"n = {worst.n} {found.split} images of {found.data}, {found.norm} ε = {found.eps:g}. The worst case is an "
+        "upper bound on robust accuracy: AutoAttack was not run.",
         soft_wrap=True,
     )
     if not found.data_official:
@@ -421,7 +429,7 @@ def data(argv: Sequence[str]) -> int:
         print(f"{options.name}: {_origin(options.name)}")
         return 0
     source = kind(**root)
-    assert isinstance(source, CIFAR10 | CIFAR100)  # noqa: S101 - just checked
+    assert isinstance(source, CIFAR10 | CIFAR100)
     if "download" in options:
         from demilune.console import Line, console, size
 

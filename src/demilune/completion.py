@@ -18,7 +18,8 @@ def script(shell: str, commands: Sequence[str]) -> str:
     if shell == "fish":
         head = [f"complete -c demilune -n __fish_use_subcommand -f -a '{' '.join(commands)}'"]
         tail = [
-            f"complete -c demilune -n '__fish_seen_subcommand_from {name}' -a '{' '.join(words[name])}'" for name in commands
+            f"complete -c demilune -n '__fish_seen_subcommand_from {name}' -a '{' '.join(words[name])}'"
+            for name in commands
         ]
         return "\n".join(head + tail) + "\n"
     cases = "\n".join(f"    {name}) words='{' '.join(words[name])}' ;;" for name in commands)

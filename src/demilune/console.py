@@ -47,7 +47,11 @@ class Line(AbstractContextManager["Line"]):
         self.task: TaskID | None = None
         if console.is_terminal:
             self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+                transient=True,
             )
 
     def __enter__(self) -> Line:

@@ -100,7 +100,7 @@ class Experiment:
     ball: Ball
     schedule: Schedule = Piecewise()  # noqa: RUF009 - a frozen value
     average: Average = NoAverage()  # noqa: RUF009 - a frozen value
-    training: Training = Training()  # noqa: RUF009 - a frozen value
+    training: Training = Training()
     runtime: Runtime = Runtime()  # noqa: RUF009 - a frozen value
     seed: int = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import time
@@ -75,8 +76,8 @@ def added(one: Mapping[str, Note], other: Mapping[str, Note]) -> dict[str, Note]
 class Progress(NamedTuple):
     """What the loop tells whoever watches it.
 
-    ``kind``: start (``data``: the estimate), step, epoch (``data``: the metrics line), saved, or end. ``seconds`` is the
-    time one step takes lately.
+    ``kind``: start (``data``: the estimate), step, epoch (``data``: the metrics line), saved, or end. ``seconds`` is
+    what the latest step took.
     """
 
     kind: str
@@ -167,7 +168,7 @@ def fit(
             ball,
             here.sub("method"),
             training.parts,
-            lambda: runtime.autocast(device),
+            functools.partial(runtime.autocast, device),
         )
         follow(state, experiment.average.pull(done, steps, per_epoch))
         tally = added(tally, notes)
@@ -242,7 +243,8 @@ def claim(folder: RunFolder, experiment: Experiment, about: Mapping[str, Any], r
     if path.exists() and not path.is_dir():
         raise DemiluneError(f"{path} is a file: name a folder for the run")
     present = folder.experiment.exists()
-    if path.is_dir() and any(path.iterdir()) and not present:
+    ours = ".experiment.json."  # the first file of a run, half-written when a kill came
+    if path.is_dir() and not present and any(not file.name.startswith(ours) for file in path.iterdir()):
         raise DemiluneError(f"{path} is not empty and holds no run: name a new folder, nothing was written")
     if present and not resume:
         raise DemiluneError(f"{path} already holds a run: add --resume to go on with it, or name another folder")
@@ -254,7 +256,7 @@ def claim(folder: RunFolder, experiment: Experiment, about: Mapping[str, Any], r
                 f"{path} holds another experiment: {changed}; resume it as it was (leave out the preset and its "
                 "settings), or name another folder"
             )
-        for name in (".*.safetensors.*", ".metrics.jsonl.*"):  # what a kill left half-written
+        for name in (".*.safetensors.*", ".*.json.*", ".*.jsonl.*"):  # what a kill left half-written
             for stale in path.glob(name):
                 stale.unlink()
         if folder.checkpoint("last").exists():
@@ -267,8 +269,8 @@ def claim(folder: RunFolder, experiment: Experiment, about: Mapping[str, Any], r
                     "back, or name another folder"
                 )
             return earlier
+    write_json(folder.experiment, about["experiment"])  # first: it is what makes the folder a run's
     write_json(folder.environment, environment() | {"device": hardware(experiment.runtime.start())})
-    write_json(folder.experiment, about["experiment"])
     return None
 
 
@@ -401,12 +403,12 @@ def estimate(experiment: Experiment, dataset: Dataset, state: State, root: Strea
     index = torch.arange(min(training.batch, len(dataset.train)), device=dataset.train.ids.device)
     batch = draw(dataset, index, 0, root.sub("estimate"))
     batch = batch._replace(x=experiment.runtime.layout(batch.x))
+    autocast = functools.partial(experiment.runtime.autocast, device)
     seconds = 0.0
     for _ in range(2):  # the first also pays for warming up
         begun = time.perf_counter()
         rng = root.sub("estimate")
-        cast = experiment.runtime.autocast
-        step(model, optimizer, method, batch, experiment.ball, rng, training.parts, lambda: cast(device))
+        step(model, optimizer, method, batch, experiment.ball, rng, training.parts, autocast)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - begun
@@ -434,10 +436,9 @@ def _truncate(folder: RunFolder, size: int) -> None:
     written = folder.metrics.read_bytes() if folder.metrics.exists() else b""
     if len(written) < size:
         raise DemiluneError(
-            f"{folder.metrics} is shorter than its checkpoint says ({len(written)} of {size} bytes): put the file back, "
-            "or train in another folder"
+            f"{folder.metrics} is shorter than its checkpoint says ({len(written)} of {size} bytes): put the file "
+            "back, or train in another folder"
         )
     if len(written) > size:
         with replacing(folder.metrics) as beside:
             beside.write_bytes(written[:size])
-

@@ -244,7 +244,19 @@ def test_metrics_are_json_lines_that_stay_equal_from_run_to_run(digits: Dataset,
     fit(RUN, digits, two)
     assert one.metrics.read_bytes() == two.metrics.read_bytes()
     line = json.loads(one.metrics.read_text().splitlines()[0])
-    assert set(line) == {"epoch", "step", "rate", "loss", "excess", "notes", "clean", "robust", "validation_n", "alarm", "best"}
+    assert set(line) == {
+        "epoch",
+        "step",
+        "rate",
+        "loss",
+        "excess",
+        "notes",
+        "clean",
+        "robust",
+        "validation_n",
+        "alarm",
+        "best",
+    }
     assert set(line["notes"]) == {"found", "tau", "first_to_end", "scale", "mass"}
     assert "seconds" not in one.metrics.read_text()
     assert [set(t) for t in one.read_timing()] == [{"epoch", "seconds", "steps"}] * 3

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import BALL, Scripted, batch_of, stream, tiny
 from torch import nn
 
+from conftest import BALL, Scripted, batch_of, stream, tiny
 from demilune.attacks import PGD, frozen
 from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy
@@ -122,7 +122,9 @@ def test_t4_without_a_clamp_points_leave_the_box() -> None:
     ],
 )
 def test_t5_the_first_point_is_the_first_iterate_that_fools(wrong: list[bool], tau: int, where: int) -> None:
-    batch = Batch(torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([1]), 3, torch.arange(1), 0)
+    batch = Batch(
+        torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([1]), 3, torch.arange(1), 0
+    )
     method = RAT(PGD(steps=4, step_size=0.05))
     points = [it.point for it in method.attack.path(Scripted(batch.y, [wrong]), *batch[:2], BALL, stream(batch))]
     ends = method.ends(Scripted(batch.y, [wrong]), batch, BALL, stream(batch))
@@ -160,7 +162,9 @@ def test_a1_fallbacks() -> None:
 
 def test_t6_recording_the_first_point_does_not_change_the_path() -> None:
     batch, model = batch_of(), tiny()
-    assert torch.equal(RAT(ATTACK).ends(model.eval(), batch, BALL, stream(batch)).end, made(SAT(ATTACK), model, batch).points)
+    assert torch.equal(
+        RAT(ATTACK).ends(model.eval(), batch, BALL, stream(batch)).end, made(SAT(ATTACK), model, batch).points
+    )
 
 
 @pytest.mark.parametrize(("largest", "values"), [(2.0, 21), (3.0, 31)])

@@ -35,9 +35,7 @@ RAT = {"clean": 0.94, "fgsm": 0.75, "pgd10": 0.70, "cw10": 0.62, "multi9x30": 0.
 STANDARD = {"clean": 0.97, "fgsm": 0.15, "pgd10": 0.0, "cw10": 0.0, "multi9x30": 0.0, "worst": 0.0}
 
 
-def evaluation(
-    name: str, method: str, rates: Mapping[str, float], n: int = 200, **change: Any
-) -> dict[str, Any]:
+def evaluation(name: str, method: str, rates: Mapping[str, float], n: int = 200, **change: Any) -> dict[str, Any]:
     rows = [
         {
             "name": row, "title": TITLES.get(row, row), "attack": f"{row}()", "n": n,
@@ -70,9 +68,7 @@ def per_image(value: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def example_images(
-    shape: tuple[int, int, int], eps: float, rows: tuple[str, ...], classes: int = 10
-) -> dict[str, Any]:
+def example_images(shape: tuple[int, int, int], eps: float, rows: tuple[str, ...], classes: int = 10) -> dict[str, Any]:
     rng, count = np.random.default_rng(1), 4
     clean = rng.uniform(0.2, 0.8, (count, *shape)).astype(np.float32)
     arrays = {
@@ -82,15 +78,11 @@ def example_images(
     for row in rows:
         moved = clean + eps * np.sign(rng.standard_normal(clean.shape))
         arrays[f"image.{row}"] = moved.astype(np.float32)
-        arrays[f"probabilities.{row}"] = (
-            np.eye(classes, dtype=np.float32)[(np.arange(count) + 1) % classes] * 0.6
-        )
+        arrays[f"probabilities.{row}"] = np.eye(classes, dtype=np.float32)[(np.arange(count) + 1) % classes] * 0.6
     return arrays
 
 
-def write_evaluation(
-    path: Path, value: Mapping[str, Any], seed: int, shape: tuple[int, int, int] = (1, 8, 8)
-) -> Path:
+def write_evaluation(path: Path, value: Mapping[str, Any], seed: int, shape: tuple[int, int, int] = (1, 8, 8)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
     np.savez(path.with_name(f"{path.stem}.images.npz"), **per_image(value, seed))
@@ -157,9 +149,7 @@ class Loads(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         found = dict(attrs)
-        self.links += [
-            value or "" for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "data")
-        ]
+        self.links += [value or "" for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "data")]
         self.ids += [value for key, value in attrs if key == "id" and value]
         assert not any(key.startswith("on") for key in found)
 
@@ -252,6 +242,30 @@ def test_paired_difference_is_mcnemars() -> None:
     assert found.error == pytest.approx(math.sqrt(4 - 4 / 10) / 10)
     assert not found.clear
     assert compare.paired(first, first) == compare.Difference(0.0, 0.0, 10)
+
+
+def test_a_gap_is_judged_against_sats_and_by_its_error(three: list[Path], tmp_path: Path) -> None:
+    def found(paths: list[Path]) -> dict[str, compare.Overstatement]:
+        entries = [entry for run in read(paths) for entry in run.entries]
+        return {one.entry.label: one for one in compare.overstatements(entries)}
+
+    beside = found(three)
+    assert beside["rat"].warns and not beside["sat"].warns and not beside["standard"].warns
+    assert beside["rat"].gap.value == pytest.approx(0.15) and beside["sat"].excess is None
+    assert beside["rat"].excess == compare.Difference(
+        beside["rat"].gap.value - beside["sat"].gap.value,
+        math.hypot(beside["rat"].gap.error, beside["sat"].gap.error),
+        200,
+    )
+    alone = found(three[2:])["rat"].excess
+    assert alone is not None and alone.value == pytest.approx(0.15 - compare.USUAL_GAP)
+    few = [
+        write_run(tmp_path / "few sat", "sat", "sat", SAT, n=20),
+        write_run(tmp_path / "few rat", "rat", "rat", RAT, n=20),
+    ]
+    assert not found(few)["rat"].warns
+    text = parsed(build(few, tmp_path / "report")).text
+    assert "inconclusive at n = 20" in text and "not to be read as robustness" not in text
 
 
 def test_pairs_are_aligned_by_id_and_need_the_same_images(three: list[Path]) -> None:
@@ -370,9 +384,7 @@ def test_both_checkpoints_of_a_run_are_told_apart(three: list[Path], tmp_path: P
     build([*three, same, three[0]], tmp_path / "report")
 
 
-def test_two_builds_are_equal_bytes_and_a_former_report_is_replaced(
-    three: list[Path], tmp_path: Path
-) -> None:
+def test_two_builds_are_equal_bytes_and_a_former_report_is_replaced(three: list[Path], tmp_path: Path) -> None:
     def content(out: Path) -> dict[str, bytes]:
         return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
@@ -383,9 +395,7 @@ def test_two_builds_are_equal_bytes_and_a_former_report_is_replaced(
     (one / "mine.txt").write_text("stays")
     build(three[:2], one)
     build(three[:2], tmp_path / "fresh")
-    assert content(one) == content(tmp_path / "fresh") | {"mine.txt": b"stays"}, (
-        "RAT's figure is gone with RAT"
-    )
+    assert content(one) == content(tmp_path / "fresh") | {"mine.txt": b"stays"}, "RAT's figure is gone with RAT"
 
 
 def test_what_is_no_report_is_not_touched(three: list[Path], tmp_path: Path) -> None:
@@ -406,6 +416,7 @@ def broken_inputs() -> list[tuple[str, str | bytes]]:
         ("metrics.jsonl", '{"epoch": 1\n'),
         ("metrics.jsonl", '{"loss": 1}\n'),
         ("metrics.jsonl", "3\n"),
+        ("timing.jsonl", b"\xff\xfe"),
         ("evaluations/best.json", "[]"),
         ("evaluations/best.json", "{}"),
         ("evaluations/best.json", json.dumps(whole | {"rows": []})),
@@ -469,18 +480,14 @@ def test_published_tables_are_the_papers() -> None:
     for one in paper["tables"]:
         for part in one["parts"]:
             assert all(len(row["values"]) == len(part["columns"]) for row in part["rows"])
-    for part in papers.table("rat", 2)[
-        "parts"
-    ]:  # the mean is the mean of its columns: a slip of the pen would show
+    for part in papers.table("rat", 2)["parts"]:  # the mean is the mean of its columns: a slip of the pen would show
         for row in part["rows"]:
             assert row["values"][0] == pytest.approx(np.mean(row["values"][1:]), abs=0.0051)
     ours = {row["method"]: row["values"] for row in papers.table("rat", 1)["parts"][0]["rows"]}
     assert ours["rat"] == [93.17, 77.51, 70.57, 65.54, 69.70]
     assert ours["rat"][2] - ours["sat"][2] == pytest.approx(22.83)
     minutes = paper["timing"]["minutes"]
-    assert 100 * (minutes["rat"] / minutes["sat"] - 1) == pytest.approx(
-        paper["timing"]["overhead_percent"], abs=0.05
-    )
+    assert 100 * (minutes["rat"] / minutes["sat"] - 1) == pytest.approx(paper["timing"]["overhead_percent"], abs=0.05)
     with pytest.raises(DemiluneError, match="did you mean 'rat'"):
         papers.published("rta")
     with pytest.raises(DemiluneError, match="possible are 1, 2, 3, 4"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, final
@@ -67,10 +68,12 @@ class IterativeAttack(Attack):
     @final
     def perturb(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Tensor:
         """Return x_K."""
-        point = x
-        for point, _ in self.path(model, x, y, ball, rng):
-            pass
-        return point
+        return last(self.path(model, x, y, ball, rng))
+
+
+def last(path: Iterator[Iterate]) -> Tensor:
+    """Walk a path and return its last point."""
+    return deque(path, maxlen=1).pop().point
 
 
 class Readings(NamedTuple):
@@ -103,9 +106,7 @@ def read(
         there, again = x[rows], rng.take(rows).sub("restart", restart)
         _, point, height = _largest(attack, model, there, y[rows], ball, again)
         better = height > value[rows]
-        best = best.index_copy(
-            0, rows, torch.where(per_image(better, there), point, best[rows])
-        )
+        best = best.index_copy(0, rows, torch.where(per_image(better, there), point, best[rows]))
         value = value.index_copy(0, rows, torch.where(better, height, value[rows]))
     return Readings(last, found, best)
 

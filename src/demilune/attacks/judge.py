@@ -47,12 +47,12 @@ def correct(model: Model, x: Tensor, y: Tensor) -> Tensor:
 def judged(model: Model, x: Tensor, adversarial: Tensor, y: Tensor, ball: Ball) -> Tensor:
     """Return which attacked images are still classified correctly, bool [N].
 
-    Raises DemiluneError where an image left the ball by more than 1e-6 (a rounding of x ± ε is 6e-8) or left
-    [0,1]: such a result would be worth nothing.
+    Raises DemiluneError where an image left the ball by more than 1e-6, or 1e-6 · ε in a large one (a rounding of
+    x ± ε is 6e-8), or left [0,1]: such a result would be worth nothing.
     """
     distance = float(ball.distance(adversarial, x).max())
     low, high = (float(v) for v in torch.aminmax(adversarial))
-    if not (distance <= ball.eps + 1e-6 and low >= 0.0 and high <= 1.0):
+    if not (distance <= ball.eps + 1e-6 * max(1.0, ball.eps) and low >= 0.0 and high <= 1.0):
         raise DemiluneError(
             f"the attack returned an image at {ball.norm} distance {distance:g} with pixels from {low:g} to {high:g}: "
             f"it must stay within eps = {ball.eps:g} and [0,1]; this is a fault of the attack, nothing was counted"

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Iterate, IterativeAttack, Model, ascend, check_steps, read
+from demilune.attacks.base import Attack, Iterate, IterativeAttack, Model, ascend, check_steps, last, read
 from demilune.core.geometry import Ball, per_image
 from demilune.core.losses import cross_entropy, margin, targeted_margin
 from demilune.core.random import Stream
@@ -109,7 +109,9 @@ class TargetedPGD(IterativeAttack):
     def __post_init__(self) -> None:
         check_steps(self.steps, self.step_size, self.step_ratio)
         if self.rank == 0:
-            raise DemiluneError("rank = 0: wrong classes are counted 1, 2, … from the likeliest, or -1, -2, … from the least")
+            raise DemiluneError(
+                "rank = 0: wrong classes are counted 1, 2, … from the likeliest, or -1, -2, … from the least"
+            )
 
     def path(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Iterator[Iterate]:
         """Yield x'_0 … x'_K."""
@@ -119,9 +121,7 @@ class TargetedPGD(IterativeAttack):
         column = max(self.rank, -count) if self.rank < 0 else min(self.rank, count) - 1
         return self.towards(model, x, y, wrong[:, column], ball, rng)
 
-    def towards(
-        self, model: Model, x: Tensor, y: Tensor, wrong: Tensor, ball: Ball, rng: Stream
-    ) -> Iterator[Iterate]:
+    def towards(self, model: Model, x: Tensor, y: Tensor, wrong: Tensor, ball: Ball, rng: Stream) -> Iterator[Iterate]:
         """Yield the path towards given classes ``wrong`` int64 [N]."""
         start = ball.sample(x, rng.sub("start"))
         size = _size(self.step_size, self.step_ratio, ball)
@@ -163,9 +163,7 @@ class MultiTargeted(Attack):
                 break
             one = TargetedPGD(number + 1, self.steps, self.step_size, self.step_ratio)
             draws = rng.take(rows).sub("target", number)
-            point = x[rows]
-            for point, _ in one.towards(model, x[rows], y[rows], wrong[rows, number], ball, draws):
-                pass
+            point = last(one.towards(model, x[rows], y[rows], wrong[rows, number], ball, draws))
             with torch.no_grad():
                 height = margin(model(point), y[rows]).to(value.dtype)
             better = height > value[rows]
@@ -185,7 +183,7 @@ class BestOf(Attack):
     restarts: number of runs, R
     """
 
-    attack: PGD = PGD(steps=50)  # noqa: RUF009 - a frozen value
+    attack: PGD = PGD(steps=50)
     restarts: int = 5
 
     def __post_init__(self) -> None:

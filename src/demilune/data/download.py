@@ -51,11 +51,15 @@ def fetch(url: str, path: Path, md5: str, progress: Progress | None = None) -> N
         part.touch()
     except OSError as error:
         raise _unwritable(part, error) from error
-    _transfer(url, part, progress)
-    found = _md5(part)
+    try:
+        _transfer(url, part, progress)
+    finally:
+        if part.stat().st_size == 0:
+            part.unlink()  # nothing came: there is nothing to resume
+    found = _md5(part) if part.exists() else "of nothing"
     if found != md5:
         # Nothing tells which byte is wrong, so nothing of it can be resumed.
-        part.unlink()
+        part.unlink(missing_ok=True)
         raise DemiluneError(
             f"what {url} sent has the md5 {found}, expected {md5}: it was deleted; run it again, or name "
             "another mirror in DEMILUNE_MIRROR"

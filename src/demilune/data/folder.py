@@ -33,7 +33,7 @@ class Folder(Data):
     flip: mirror training images at random
     """
 
-    root: str
+    root: str = ""
     size: int = 32
     validation: float = 0.1
     test: float = 0.2
@@ -56,6 +56,8 @@ class Folder(Data):
 
     def load(self) -> Dataset:
         """Read and resize every image."""
+        if not self.root:
+            raise DemiluneError("folder: no root was given: name the folder of your images, --data.root DIR")
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise DemiluneError(

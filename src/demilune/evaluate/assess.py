@@ -45,7 +45,7 @@ def assess(
 ) -> tuple[Evaluation | None, Path]:
     """Evaluate a checkpoint and write the JSON, the per-image results and the example images.
 
-    Returns the evaluation, or None when ``stopping`` said so, and the file: of the evaluation, or of what is done so far.
+    Returns the evaluation and its file, or None and the file of what is done so far when ``stopping`` said so.
     """
     if request.batch < 1 or request.limit < 0:
         raise DemiluneError(f"batch {request.batch}, limit {request.limit}: they must be at least 1 and 0")
@@ -143,9 +143,10 @@ def same_run(file: Path, checkpoint: Checkpoint) -> None:
     folder = RunFolder(file.parent)
     if folder.experiment.exists():
         told = read_json(folder.experiment, "the experiment of a run")
-        if told != checkpoint.about["experiment"]:
+        other = checkpoint.about["experiment"]
+        if told != other:
             raise DemiluneError(
-                f"{file} is of another run than its folder ({checkpoint.about['experiment']['name']}, not {told['name']}): "
+                f"{file} is of another run than its folder ({other['name']}, not {told['name']}): "
                 "put the right file back, or move this one out to evaluate it alone"
             )
 
@@ -154,7 +155,9 @@ def check_data(file: Path, checkpoint: Checkpoint, dataset: Dataset) -> None:
     """Refuse images the network was not made for."""
     made = checkpoint.about["data"]
     if list(dataset.shape) != made["shape"] and dataset.shape[0] != made["shape"][0]:
-        raise DemiluneError(f"{file} takes images of {made['shape'][0]} channels; {dataset.name} has {dataset.shape[0]}")
+        raise DemiluneError(
+            f"{file} takes images of {made['shape'][0]} channels; {dataset.name} has {dataset.shape[0]}"
+        )
     if len(dataset.classes) != len(made["classes"]):
         raise DemiluneError(
             f"{file} tells {len(made['classes'])} classes apart; {dataset.name} has {len(dataset.classes)}: "

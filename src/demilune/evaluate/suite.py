@@ -47,9 +47,7 @@ class Entry(ABC):
         """Say whether images misclassified when clean are attacked too, for the papers' reading."""
 
     @abstractmethod
-    def run(
-        self, model: Model, search: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream
-    ) -> Mapping[str, Tensor]:
+    def run(self, model: Model, search: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Mapping[str, Tensor]:
         """Return, for each row, which of the images are right after the attack, bool [N]."""
 
 
@@ -75,9 +73,7 @@ class Plain(Entry):
         """Return whether the papers' reading is taken."""
         return self.all_images
 
-    def run(
-        self, model: Model, search: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream
-    ) -> Mapping[str, Tensor]:
+    def run(self, model: Model, search: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Mapping[str, Tensor]:
         """Attack, and judge the result."""
         return {self.name: judged(model, x, self.of(search, x, y, ball, rng), y, ball)}
 
@@ -105,9 +101,7 @@ class Restarted(Entry):
         """Return False: the reading any is about images that were right to begin with."""
         return False
 
-    def run(
-        self, model: Model, search: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream
-    ) -> Mapping[str, Tensor]:
+    def run(self, model: Model, search: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Mapping[str, Tensor]:
         """Run once with all restarts, and judge the three readings."""
         found = read(self.of, search, x, y, ball, rng, self.restarts)
         return {name: judged(model, x, points, y, ball) for name, points in zip(self.rows(), found, strict=True)}
@@ -128,7 +122,11 @@ def entry(name: str, step_ratio: float = 0.25) -> Entry:
     Raises DemiluneError for a name of no known form.
     """
     form, numbers = next(
-        ((i, [int(n) for n in found.groups()]) for i, (form, _) in enumerate(_FORMS) if (found := form.fullmatch(name))),
+        (
+            (i, [int(n) for n in found.groups()])
+            for i, (form, _) in enumerate(_FORMS)
+            if (found := form.fullmatch(name))
+        ),
         (-1, []),
     )
     if form == -1:

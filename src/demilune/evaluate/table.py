@@ -116,7 +116,14 @@ def evaluate(
                     cost = (seek.forwards - before[0], seek.gradients - before[1])
                     book.note(one, rows, after, cost)
                 done = int(rows[-1]) + 1
-                watch(Progress("clean" if one is None else list(one.rows().values())[-1], done, len(split), book.count(one, done)))
+                watch(
+                    Progress(
+                        "clean" if one is None else list(one.rows().values())[-1],
+                        done,
+                        len(split),
+                        book.count(one, done),
+                    )
+                )
                 if partial is not None and time.monotonic() - saved > SAVE_EVERY:
                     book.save(partial)
                     saved = time.monotonic()
@@ -203,7 +210,9 @@ class Book:
                 for name, title in one.rows().items()
             ]
         whole = sum(self.cost[next(iter(one.rows()))] for one in entries)
-        worst = Row("worst", "Worst case", "all of the above", self.n, int(self.worst().sum()), None, *_each(whole, self.n))
+        worst = Row(
+            "worst", "Worst case", "all of the above", self.n, int(self.worst().sum()), None, *_each(whole, self.n)
+        )
         return (*rows, worst)
 
     def _row(self, name: str, title: str, attack: str, strict: NDArray[np.bool_], everywhere: bool) -> Row:
@@ -250,7 +259,9 @@ def checks(table: Sequence[Row], images: Mapping[str, NDArray[Any]], randomised:
     cw = next((row for row in table if row.name.startswith("cw")), None)
     if aimed is not None and cw is not None:
         fine = aimed.right <= cw.right
-        text = f"multi-targeted {aimed.accuracy:.2%}, {cw.title} {cw.accuracy:.2%}: several targets should not be weaker"
+        text = (
+            f"multi-targeted {aimed.accuracy:.2%}, {cw.title} {cw.accuracy:.2%}: several targets should not be weaker"
+        )
         found.append(Check("multi-targeted ≤ CW", "pass" if fine else "warning", text))
     return tuple(found)
 

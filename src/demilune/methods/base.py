@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
 
 class Note(NamedTuple):
-    """A quantity to log, as a weighted sum and its weight, on the device: the epoch's mean needs no synchronisation per step."""
+    """A quantity to log, as a sum and its weight on the device: an epoch's mean needs no synchronisation per step."""
 
     total: Tensor
     weight: Tensor

@@ -77,8 +77,8 @@ class RAT(Method):
             )
         if self.scales == "grid" and any(abs(s * 10 - round(s * 10)) > 1e-9 for s in (self.scale, self.scale_from)):
             raise DemiluneError(
-                f"scale_from = {self.scale_from:g}, scale = {self.scale:g}: the grid has steps of 0.1; give multiples of "
-                "0.1 or set scales to continuous"
+                f"scale_from = {self.scale_from:g}, scale = {self.scale:g}: the grid has steps of 0.1; give multiples "
+                "of 0.1 or set scales to continuous"
             )
         if self.attack.steps < 1:
             raise DemiluneError("attack.steps = 0: RAT reads its region off the attack's path and needs 1 step or more")

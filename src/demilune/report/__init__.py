@@ -59,9 +59,7 @@ def _former(out: Path) -> list[str]:
     except OSError as error:
         raise disk_refusal(out, error) from error
     if not empty:
-        raise DemiluneError(
-            f"{out} holds something that is no report: give a new folder, so that nothing is lost"
-        )
+        raise DemiluneError(f"{out} holds something that is no report: give a new folder, so that nothing is lost")
     return []
 
 

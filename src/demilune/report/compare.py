@@ -48,13 +48,23 @@ class Pair:
 @final
 @dataclass(frozen=True, slots=True)
 class Overstatement:
-    """How far PGD-10 lies above the multi-targeted attack; ``warning`` is empty where that is usual."""
+    """How far PGD-10 lies above the multi-targeted attack, on the same images.
+
+    ``usual`` is SAT's gap beside it, None where only the general figure is known; ``excess`` is what goes
+    beyond that, None for SAT itself.
+    """
 
     entry: Entry
     pgd: Row
     targeted: Row
     gap: Difference
-    warning: str
+    usual: Difference | None
+    excess: Difference | None
+
+    @property
+    def warns(self) -> bool:
+        """Whether PGD-10 flatters this model clearly more than it does SAT."""
+        return self.excess is not None and self.excess.value > 0 and self.excess.clear
 
 
 def paired(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Difference:
@@ -102,23 +112,28 @@ def pairs(entries: Sequence[Entry]) -> list[Pair]:
 
 
 def overstatements(entries: Sequence[Entry]) -> list[Overstatement]:
-    """Measure PGD-10 against the multi-targeted attack, and warn where the gap exceeds what SAT shows.
+    """Measure PGD-10 against the multi-targeted attack, and the gap against what SAT shows.
 
     SAT's gap is that of the group's own SAT runs (the largest), else the usual one. Labels softened with
     distance (AVM, RAT) make cross-entropy PGD a weak attack, which PGD-10 alone cannot tell from robustness.
     """
-    found = []
+    measured = []
     for entry in entries:
         pgd = entry.evaluation.row("pgd10")
         targeted = next((row for row in entry.evaluation.rows if row.name.startswith("multi")), None)
         if pgd is not None and targeted is not None:
-            found.append(Overstatement(entry, pgd, targeted, _gap(entry, pgd, targeted), ""))
-    usual = max((one.gap for one in found if one.entry.evaluation.method == "sat"), key=_value, default=None)
-    return [Overstatement(one.entry, one.pgd, one.targeted, one.gap, _warning(one, usual)) for one in found]
+            measured.append((entry, pgd, targeted, _gap(entry, pgd, targeted)))
+    gaps = [gap for entry, _, _, gap in measured if entry.evaluation.method == "sat"]
+    usual = max(gaps, key=lambda gap: gap.value, default=None)
+    return [Overstatement(*one, usual, _excess(one[0], one[3], usual)) for one in measured]
 
 
-def _value(gap: Difference) -> float:
-    return gap.value
+def _excess(entry: Entry, gap: Difference, usual: Difference | None) -> Difference | None:
+    if usual is None:
+        return Difference(gap.value - USUAL_GAP, gap.error, gap.n)
+    if entry.evaluation.method == "sat":
+        return None
+    return Difference(gap.value - usual.value, math.hypot(gap.error, usual.error), gap.n)
 
 
 def _gap(entry: Entry, pgd: Row, targeted: Row) -> Difference:
@@ -128,20 +143,6 @@ def _gap(entry: Entry, pgd: Row, targeted: Row) -> Difference:
         return paired(a.astype(bool), b.astype(bool))
     # without per-image results the two are taken as independent, which overstates the error
     return Difference(pgd.accuracy - targeted.accuracy, math.hypot(pgd.error, targeted.error), targeted.n)
-
-
-def _warning(one: Overstatement, usual: Difference | None) -> str:
-    if usual is None:
-        excess = Difference(one.gap.value - USUAL_GAP, one.gap.error, one.gap.n)
-        against = f"than the {100 * USUAL_GAP:.0f} points usual for SAT"
-    elif one.entry.evaluation.method == "sat":
-        return ""
-    else:
-        excess = Difference(one.gap.value - usual.value, math.hypot(one.gap.error, usual.error), one.gap.n)
-        against = f"than SAT shows here ({100 * usual.value:.1f} ± {100 * usual.error:.1f})"
-    if excess.value <= 0 or not excess.clear:
-        return ""
-    return f"{100 * excess.value:.1f} ± {100 * excess.error:.1f} points more {against}"
 
 
 def tied(entry: Entry, best: Entry, row: str) -> bool:

@@ -69,7 +69,8 @@ def rate(runs: Sequence[tuple[int, Run]]) -> Drawing:
     levels = [{value for _, value in schedule} for schedule in schedules]
     values = set().union(*levels)
     # in steps a rate drops by factors, in ramps it goes down to nothing
-    stepped = min(values, default=0.0) > 0 and max(map(len, levels)) <= 6 and len(values) > 1
+    most = max(len(run.metrics) for _, run in runs) // 4
+    stepped = min(values, default=0.0) > 0 and max(map(len, levels)) <= most and len(values) > 1
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -207,8 +208,7 @@ def accuracy(entries: Sequence[Entry], name: str) -> Drawing:
         _legend(figure, [(entry.run, entry) for entry in entries])
 
     worst = "; ".join(
-        f"{entry.label} "
-        + ", ".join(f"{row.title} {theme.percent(row.accuracy)}" for row in entry.evaluation.rows)
+        f"{entry.label} " + ", ".join(f"{row.title} {theme.percent(row.accuracy)}" for row in entry.evaluation.rows)
         for entry in entries
     )
     height = 0.55 + len(rows) * (0.1 * len(entries) + 0.14)
@@ -223,9 +223,7 @@ def accuracy(entries: Sequence[Entry], name: str) -> Drawing:
 
 def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -> Drawing:
     """Draw worst case against clean accuracy, with the published points of the same methods hollow."""
-    scored = [
-        (e, a, b) for e in entries if (a := e.evaluation.row("clean")) and (b := e.evaluation.row("worst"))
-    ]
+    scored = [(e, a, b) for e in entries if (a := e.evaluation.row("clean")) and (b := e.evaluation.row("worst"))]
 
     methods = {entry.evaluation.method for entry in entries}
     theirs = [one for one in beside if one.method in methods]
@@ -280,9 +278,7 @@ def validated(run: Run) -> Mapping[str, Any] | None:
     return next((line for line in reversed(run.metrics) if not math.isnan(number(line.get("robust")))), None)
 
 
-def _drawn(
-    name: str, caption: str, alt: str, size: tuple[float, float], draw: Callable[[Figure], None]
-) -> Drawing:
+def _drawn(name: str, caption: str, alt: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Drawing:
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -313,9 +309,7 @@ def _legend(figure: Figure, shown: Sequence[tuple[int, Run | Entry]]) -> None:
         )
         for position, one in shown
     ]  # fmt: skip
-    labels = [
-        " " + theme.shorten(one.label, 26) for _, one in shown
-    ]  # one that begins with _ would be left out
+    labels = [" " + theme.shorten(one.label, 26) for _, one in shown]  # one that begins with _ would be left out
     figure.legend(handles, labels, loc="outside upper left", ncols=2, borderpad=0.1, columnspacing=1.4)
 
 

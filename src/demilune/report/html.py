@@ -94,9 +94,7 @@ def verdict(pair: Pair) -> str:
     found, first, second = pair.difference, pair.first.label, pair.second.label
     if found is None:
         return f"{first} and {second} cannot be compared: no per-image results of the same images"
-    figure = (
-        f"{theme.signed(found.value)} ± {theme.percent(found.error)} points, paired on {found.n:,} images"
-    )
+    figure = f"{theme.signed(found.value)} ± {theme.percent(found.error)} points, paired on {found.n:,} images"
     if not found.clear:
         return f"there is no difference beyond 2 standard errors between {first} and {second} ({figure})"
     return f"{first} beats {second} ({figure})"
@@ -114,6 +112,18 @@ def gap(found: Overstatement) -> str:
     return f"no overstatement beyond 2 standard errors ({theme.signed(found.gap.value)} ± " + (
         f"{theme.percent(found.gap.error)} points; {columns})."
     )
+
+
+def excess(found: Overstatement) -> str:
+    """Say how that compares with SAT, where it is more."""
+    beyond, usual = found.excess, found.usual
+    if beyond is None or beyond.value <= 0:
+        return ""
+    against = f"than the {100 * compare.USUAL_GAP:.0f} points usual for SAT"
+    if usual is not None:
+        against = f"than SAT shows here ({theme.percent(usual.value)} ± {theme.percent(usual.error)})"
+    doubt = "" if beyond.clear else f", inconclusive at n = {beyond.n:,}"
+    return f"That is {theme.percent(beyond.value)} ± {theme.percent(beyond.error)} points more {against}{doubt}."
 
 
 def progress(run: Run) -> dict[str, Any]:
@@ -136,9 +146,7 @@ def progress(run: Run) -> dict[str, Any]:
 def commands(run: Run) -> list[str]:
     """Return the command lines that made a run and its evaluations, as they were recorded."""
     first = [str(run.environment["command"])] if run.environment and run.environment.get("command") else []
-    return list(
-        dict.fromkeys(first + [entry.evaluation.command for entry in run.entries if entry.evaluation.command])
-    )
+    return list(dict.fromkeys(first + [entry.evaluation.command for entry in run.entries if entry.evaluation.command]))
 
 
 def duration(seconds: float) -> str:
@@ -164,6 +172,7 @@ def page(runs: Sequence[Run], shown: Sequence[Section], training: Sequence[Drawi
         "duration": duration,
         "budget": theme.budget,
         "gap": gap,
+        "excess": excess,
         "tight": theme.tight,
         "number": number,
     }
@@ -174,9 +183,7 @@ def page(runs: Sequence[Run], shown: Sequence[Section], training: Sequence[Drawi
         "runs": runs,
         "entries": entries,
         "sections": shown,
-        "waiting": [
-            (run.label, f"demilune evaluate {shlex.quote(str(run.path))}") for run in runs if not run.entries
-        ],
+        "waiting": [(run.label, f"demilune evaluate {shlex.quote(str(run.path))}") for run in runs if not run.entries],
         "autoattack": any("autoattack" in row.name for entry in entries for row in entry.evaluation.rows),
         "upper_bound": tables.UPPER_BOUND,
         "training": training,

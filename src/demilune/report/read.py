@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, final
@@ -69,33 +69,31 @@ def _run(path: Path, position: int) -> Run:
         return Run(alone.evaluation.subject, path, None, None, (), (), (alone,))
     folder = RunFolder(path)
     if not folder.experiment.exists():
-        raise DemiluneError(
-            f"{path} is no run folder (no {folder.experiment.name}): give one that training wrote"
-        )
+        raise DemiluneError(f"{path} is no run folder (no {folder.experiment.name}): give one that training wrote")
     experiment = read_json(folder.experiment, "a run's experiment")
-    environment = (
-        read_json(folder.environment, "a run's environment") if folder.environment.exists() else None
-    )
+    environment = read_json(folder.environment, "a run's environment") if folder.environment.exists() else None
     return Run(
         str(experiment.get("name") or path.name),
         path,
         experiment,
         environment,
-        tuple(_epochs(folder.read_metrics(), folder.metrics)),
-        tuple(_epochs(folder.read_timing(), folder.timing)),
+        _epochs(folder.read_metrics, folder.metrics),
+        _epochs(folder.read_timing, folder.timing),
         tuple(_entry(file, position, place) for place, file in enumerate(folder.evaluations())),
     )
 
 
-def _epochs(lines: Sequence[object], path: Path) -> list[Mapping[str, Any]]:
+def _epochs(reading: Callable[[], Sequence[object]], path: Path) -> tuple[Mapping[str, Any], ...]:
+    try:
+        lines = reading()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DemiluneError(f"{path} cannot be read ({error}): resume the run to write it again") from None
     found: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not isinstance(line, dict) or not isinstance(line.get("epoch"), int):
-            raise DemiluneError(
-                f"{path} is broken at line {number} (no epoch): resume the run to write it again"
-            )
+            raise DemiluneError(f"{path} is broken at line {number} (no epoch): resume the run to write it again")
         found.append(line)
-    return found
+    return tuple(found)
 
 
 def _entry(path: Path, run: int, place: int) -> Entry:
@@ -104,21 +102,13 @@ def _entry(path: Path, run: int, place: int) -> Entry:
         evaluation = Evaluation.from_json(value)
     except DemiluneError as error:
         raise DemiluneError(f"{path}: {error}") from None
-    counts = [
-        (row.n, row.right, row.n if row.right_after is None else row.right_after) for row in evaluation.rows
-    ]
-    if not counts or not all(
-        isinstance(n, int) and n > 0 and 0 <= r <= n and 0 <= a <= n for n, r, a in counts
-    ):
-        raise DemiluneError(
-            f"{path} counts no images, or more right than there are: evaluate the checkpoint again"
-        )
+    counts = [(row.n, row.right, row.n if row.right_after is None else row.right_after) for row in evaluation.rows]
+    if not counts or not all(isinstance(n, int) and n > 0 and 0 <= r <= n and 0 <= a <= n for n, r, a in counts):
+        raise DemiluneError(f"{path} counts no images, or more right than there are: evaluate the checkpoint again")
     images = _arrays(path.with_name(f"{path.stem}.images.npz"))
     gallery = _arrays(path.with_name(f"{path.stem}.gallery.npz"))
     _agree(path, evaluation, images, gallery)
-    return Entry(
-        evaluation.subject, run, place, path, evaluation, images, gallery if _has_examples(gallery) else None
-    )
+    return Entry(evaluation.subject, run, place, path, evaluation, images, gallery if _has_examples(gallery) else None)
 
 
 def _has_examples(gallery: Arrays | None) -> TypeGuard[Arrays]:
@@ -164,9 +154,7 @@ def _agree(path: Path, evaluation: Evaluation, images: Arrays | None, gallery: A
 def _unique(runs: Sequence[Run]) -> list[str]:
     """Return the runs' names, after the folder's (then a number) where two runs share one."""
     names = [run.label for run in runs]
-    longer = [
-        f"{run.path.resolve().name}/{run.label}" if names.count(run.label) > 1 else run.label for run in runs
-    ]
+    longer = [f"{run.path.resolve().name}/{run.label}" if names.count(run.label) > 1 else run.label for run in runs]
     return [
         f"{label} #{longer[: i + 1].count(label)}" if longer.count(label) > 1 else label
         for i, label in enumerate(longer)
@@ -175,9 +163,7 @@ def _unique(runs: Sequence[Run]) -> list[str]:
 
 def _labelled(run: Run, label: str) -> Run:
     several = len(run.entries) > 1
-    entries = tuple(
-        replace(entry, label=f"{label} ({entry.path.stem})" if several else label) for entry in run.entries
-    )
+    entries = tuple(replace(entry, label=f"{label} ({entry.path.stem})" if several else label) for entry in run.entries)
     return replace(run, label=label, entries=entries)
 
 

@@ -237,9 +237,7 @@ def _training(
         )
     images = batch * number(run.metrics[0].get("step")) / run.metrics[0]["epoch"]
     if abs(images - part["train_images"]) >= batch:
-        said.append(
-            f"training images: the paper's are {part['train_images']:,}; ours about {theme.count(images)}"
-        )
+        said.append(f"training images: the paper's are {part['train_images']:,}; ours about {theme.count(images)}")
     said += _schedule(run, paper)
     return said
 
@@ -364,9 +362,7 @@ def to_latex(groups: Sequence[Sequence[Entry]]) -> str:
 def caption(entries: Sequence[Entry]) -> str:
     """Return what the group's table shows."""
     found = entries[0].evaluation
-    return (
-        f"{found.data} ({found.split}), {theme.ball(found.norm, found.eps)}: accuracy in % ± standard error"
-    )
+    return f"{found.data} ({found.split}), {theme.ball(found.norm, found.eps)}: accuracy in % ± standard error"
 
 
 def unofficial(entries: Sequence[Entry]) -> list[str]:
@@ -377,10 +373,7 @@ def unofficial(entries: Sequence[Entry]) -> list[str]:
     found = entries[0].evaluation
     if all(entry.evaluation.data_official for entry in entries):
         return []
-    sums = (
-        ", ".join(f"{name} {value[:16]}" for name, value in sorted(found.data_sha256.items()))
-        or "not recorded"
-    )
+    sums = ", ".join(f"{name} {value[:16]}" for name, value in sorted(found.data_sha256.items())) or "not recorded"
     return [f"data: not the official files, sha256 {sums}"]
 
 

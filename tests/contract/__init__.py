@@ -1,0 +1,1 @@
+"""What every attack and every method keeps."""
