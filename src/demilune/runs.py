@@ -3,7 +3,7 @@
     experiment.json     the whole run as one value
     environment.json    versions, hardware, git
     metrics.jsonl       one line per epoch; the same bits whether or not the run was interrupted
-    timing.jsonl        seconds and steps per epoch, which are not the same bits
+    timing.jsonl        seconds and images per second of each epoch, which are not the same bits
     last.safetensors, best.safetensors          checkpoints: tensors, and their description as JSON in the header
     evaluations/<checkpoint>.json               a results.Evaluation
     evaluations/<checkpoint>.images.npz         per-image results

@@ -46,6 +46,8 @@ class Piecewise(Schedule):
             raise DemiluneError(
                 f"drops at {self.first:g} and {self.second:g} of the run: they must satisfy 0 <= first <= second <= 1"
             )
+        if not 0.0 < self.factor < float("inf"):
+            raise DemiluneError(f"factor = {self.factor:g}: a drop must multiply the rate by a positive number")
 
     def at(self, step: int, steps: int) -> float:
         """Return rate · factor^(number of drops so far)."""

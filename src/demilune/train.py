@@ -148,7 +148,7 @@ def fit(
         keep("last")  # from here on whatever happens can be resumed
     watch(Progress("start", done, steps, 0.0, estimate(experiment, dataset, state, root, steps - done)._asdict()))
     clock = saved = begun = time.monotonic()
-    shuffled, batches = -1, torch.empty(0)
+    shuffled, batches, counted = -1, torch.empty(0), 0
     while done < steps:
         epoch, number = divmod(done, per_epoch)
         # 1. the batch: addressed by epoch, augmented on the device
@@ -172,7 +172,7 @@ def fit(
         )
         follow(state, experiment.average.pull(done, steps, per_epoch))
         tally = added(tally, notes)
-        done += 1
+        done, counted = done + 1, counted + 1
         took, clock = time.monotonic() - clock, time.monotonic()
         watch(Progress("step", done, steps, took, {}))
         # 3. at the end of an epoch: validate, write
@@ -190,8 +190,8 @@ def fit(
                     reestimate(state.average, dataset, root.sub("reestimate", epoch), training.batch)
                 line |= validate(experiment, chosen(state), dataset.validation, root.sub("validation"))
                 line["alarm"] = overfitting(experiment, previous, line["robust"])
-                previous, better = line["robust"], line["robust"] > best
-                best = max(best, line["robust"])
+                previous, merit = line["robust"], line[measure(experiment.method)]
+                better, best = merit > best, max(best, merit)
             line["best"] = better
             _append(folder.metrics, line)
             tally = {}
@@ -201,7 +201,9 @@ def fit(
             keep("last", stopped=over)
             clock = saved = time.monotonic()
             seconds, begun = clock - begun, clock
-            _append(folder.timing, {"epoch": epoch + 1, "seconds": seconds, "steps": number + 1})
+            pace = counted * training.batch / seconds
+            _append(folder.timing, {"epoch": epoch + 1, "seconds": seconds, "images_per_second": pace})
+            counted = 0
             watch(Progress("epoch", done, steps, took, line))
             if over:
                 break
@@ -374,13 +376,18 @@ def validate(experiment: Experiment, model: nn.Module, split: Split, rng: Stream
     return {"clean": clean / len(split), "robust": robust / len(split), "validation_n": len(split)}
 
 
+def measure(method: Method) -> str:
+    """Return what the best checkpoint is chosen by: robust accuracy, or clean where robustness is not trained for."""
+    return "clean" if isinstance(method, Standard) else "robust"
+
+
 def overfitting(experiment: Experiment, before: float | None, now: float) -> str | None:
     """Return the alarm of catastrophic overfitting: robust accuracy that collapses between two validations.
 
     A one-step attack can be fooled within a few hundred steps, after which the network has no robustness at all
     (Wong, Rice, Kolter 2020). Standard training, which has none to lose, raises no alarm.
     """
-    if isinstance(experiment.method, Standard) or before is None or before - now <= experiment.training.alarm:
+    if measure(experiment.method) == "clean" or before is None or before - now <= experiment.training.alarm:
         return None
     return (
         f"robust validation accuracy fell from {before:.1%} to {now:.1%}: catastrophic overfitting; use the best "

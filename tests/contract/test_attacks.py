@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import tiny
 from torch import Tensor, nn
 
+from conftest import tiny
 from demilune.attacks import ATTACKS, CW, FGSM, PGD, Attack, BestOf, MultiTargeted, TargetedPGD
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
@@ -124,9 +124,7 @@ def test_nothing_else_changes(attack: str, norm: str, n: int, dtype: torch.dtype
 
 
 @every_case
-def test_the_same_stream_gives_the_same_bits(
-    attack: str, norm: str, n: int, dtype: torch.dtype, classes: int
-) -> None:
+def test_the_same_stream_gives_the_same_bits(attack: str, norm: str, n: int, dtype: torch.dtype, classes: int) -> None:
     case = case_of(attack, norm, n, dtype, classes)
     for mode in (True, False):
         case.model.train(mode)

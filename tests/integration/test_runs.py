@@ -259,4 +259,4 @@ def test_metrics_are_json_lines_that_stay_equal_from_run_to_run(digits: Dataset,
     }
     assert set(line["notes"]) == {"found", "tau", "first_to_end", "scale", "mass"}
     assert "seconds" not in one.metrics.read_text()
-    assert [set(t) for t in one.read_timing()] == [{"epoch", "seconds", "steps"}] * 3
+    assert [set(t) for t in one.read_timing()] == [{"epoch", "seconds", "images_per_second"}] * 3

@@ -397,6 +397,15 @@ def test_the_label_mass_falls_in_a_line_from_the_image_to_the_far_end() -> None:
     assert distance_aware(torch.zeros(2), 0.0, 0.9, 0.1).tolist() == pytest.approx([0.9] * 2)
 
 
+@pytest.mark.parametrize(("high", "low"), [(0.9, 0.0), (1.0, 0.0), (0.0, 1.0), (0.3, 0.0), (1.0, 0.1)])
+def test_no_rounding_takes_a_label_off_the_simplex(high: float, low: float) -> None:
+    for tenths in range(1, 41):
+        mass = distance_aware(torch.arange(tenths + 1) / 10, tenths / 10, high, low)
+        targets = smooth(torch.zeros(tenths + 1, dtype=torch.int64), mass, 10)
+        assert (targets >= 0).all()
+        assert entropy(targets).isfinite().all()
+
+
 # regions
 
 

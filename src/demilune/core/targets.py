@@ -19,7 +19,9 @@ def one_hot(y: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tens
 
 def distance_aware(scale: Tensor, largest: float, high: float, low: float) -> Tensor:
     """Return β(s) = β_max - s (β_max - β_min)/S, the true-class mass at distance s (RAT Eq. 6, DLS)."""
-    return high - scale * ((high - low) / largest) if largest > 0 else torch.full_like(scale, high)
+    if largest <= 0:
+        return torch.full_like(scale, high)
+    return (high - scale * ((high - low) / largest)).clamp(min(high, low), max(high, low))  # a rounding may leave [0,1]
 
 
 def entropy(target: Tensor) -> Tensor:
