@@ -353,7 +353,8 @@ def reestimate(model: nn.Module, dataset: Dataset, rng: Stream, batch: int) -> N
     model.train()
     with torch.no_grad():
         for number, index in enumerate(order(rng, 0, len(dataset.train), batch)):
-            model(draw(dataset, index, 0, rng.sub(number)).x)
+            with seeded(rng.sub(number), index.device):
+                model(draw(dataset, index, 0, rng.sub(number)).x)
     model.eval()
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum

@@ -246,6 +246,20 @@ def test_restarts_start_elsewhere() -> None:
     assert len(begun.unique(dim=0)) == len(begun) == 3
 
 
+def test_the_random_start_is_no_iterate_that_counts() -> None:
+    batch, attack, calls = batch_of(1, 2), PGD(steps=3, step_size=0.05), list[Tensor]()
+
+    def fooled_by_the_start(x: Tensor) -> Tensor:
+        calls.append(x.detach())
+        gain = 0.01 * x.flatten(1).mean(dim=1) + (5.0 if torch.equal(x, calls[0]) else -5.0)
+        return torch.zeros(len(x), 2).scatter(1, 1 - batch.y[:, None], gain[:, None])
+
+    found = read(attack, fooled_by_the_start, batch.x, batch.y, BALL, stream(batch))
+    assert not torch.equal(calls[0], calls[1])
+    assert torch.equal(found.any, found.last)
+    assert not torch.equal(found.any, calls[0])
+
+
 @pytest.mark.parametrize("attack", [ITERATIVE["pgd"], ITERATIVE["cw"]])
 def test_robust_accuracy_never_rises_with_more_steps(attack: IterativeAttack) -> None:
     model, batch, ball = half_broken()

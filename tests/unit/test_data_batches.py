@@ -11,9 +11,7 @@ from demilune.errors import DemiluneError
 
 
 def _images(n: int = 12, side: int = 8) -> torch.Tensor:
-    return (
-        torch.arange(1, n * 3 * side * side + 1).reshape(n, 3, side, side).remainder(255).to(torch.uint8) + 1
-    )
+    return torch.arange(1, n * 3 * side * side + 1).reshape(n, 3, side, side).remainder(255).to(torch.uint8) + 1
 
 
 def _stream(ids: torch.Tensor) -> Stream:
@@ -67,9 +65,7 @@ def test_augmentation_leaves_its_input_alone() -> None:
     assert torch.equal(images, _images())
 
 
-@pytest.mark.parametrize(
-    ("size", "batch", "shape"), [(10, 3, (3, 3)), (9, 3, (3, 3)), (2, 5, (1, 2)), (1, 1, (1, 1))]
-)
+@pytest.mark.parametrize(("size", "batch", "shape"), [(10, 3, (3, 3)), (9, 3, (3, 3)), (2, 5, (1, 2)), (1, 1, (1, 1))])
 def test_an_epoch_visits_images_once_in_whole_batches(size: int, batch: int, shape: tuple[int, int]) -> None:
     rows = order(Stream.of(0), epoch=4, size=size, batch=batch)
     assert rows.dtype == torch.int64 and tuple(rows.shape) == shape

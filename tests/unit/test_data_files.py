@@ -53,9 +53,7 @@ def _batch(seed: int) -> tuple[np.ndarray, list[int]]:
 
 def _pickled(seed: int) -> bytes:
     pixels, labels = _batch(seed)
-    return pickle.dumps(
-        {b"batch_label": b"a batch", b"labels": labels, b"data": pixels, "names": ["x"] * N}, 2
-    )
+    return pickle.dumps({b"batch_label": b"a batch", b"labels": labels, b"data": pixels, "names": ["x"] * N}, 2)
 
 
 def _binary(seed: int) -> bytes:
@@ -80,8 +78,7 @@ ARCHIVE = _tar({**PY, "py/readme.html": b"hello"})
 
 def _files(folder: dict[str, bytes], kind: str) -> tuple[File, ...]:
     return tuple(
-        File(path.split("/")[1], N, hashlib.new(kind, content).hexdigest())
-        for path, content in folder.items()
+        File(path.split("/")[1], N, hashlib.new(kind, content).hexdigest()) for path, content in folder.items()
     )
 
 
@@ -164,9 +161,7 @@ def test_the_root_may_come_from_the_environment(tmp_path: Path, monkeypatch: pyt
 def test_an_incomplete_folder_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
     _write(tmp_path, PY)
     (tmp_path / "py" / "two").unlink()
-    with pytest.raises(
-        DemiluneError, match="incomplete, it lacks two: delete it and run `demilune data fake"
-    ):
+    with pytest.raises(DemiluneError, match="incomplete, it lacks two: delete it and run `demilune data fake"):
         read(FAKE, _here(tmp_path))
     assert read(FAKE, _here(_write(tmp_path, BIN))).source.endswith("bin")
 
@@ -244,9 +239,7 @@ def test_bad_binary_files_are_refused(tmp_path: Path, content: bytes, words: str
 def test_other_files_are_used_only_on_request(tmp_path: Path, files: dict[str, bytes], kind: str) -> None:
     name = next(iter(files))
     _write(tmp_path, {**files, name: _pickled(9) if kind == "md5" else _binary(9)})
-    with pytest.raises(
-        DemiluneError, match=rf"{name} has the {kind} .*, the published file .*--data.unverified true"
-    ):
+    with pytest.raises(DemiluneError, match=rf"{name} has the {kind} .*, the published file .*--data.unverified true"):
         read(FAKE, _here(tmp_path))
     data = read(FAKE, _here(tmp_path, unverified=True))
     assert not data.official and kind in data.source and len(data.sha256) == 4
@@ -309,9 +302,7 @@ def _serve() -> Iterator[_Server]:
             body = state.content[begin:]
             self.send_response(206 if begin else 200)
             if begin:
-                self.send_header(
-                    "Content-Range", f"bytes {begin}-{len(state.content) - 1}/{len(state.content)}"
-                )
+                self.send_header("Content-Range", f"bytes {begin}-{len(state.content) - 1}/{len(state.content)}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body if state.stop_after is None else body[: state.stop_after])
@@ -349,9 +340,7 @@ def test_a_download_is_verified_and_reported(tmp_path: Path, server: _Server) ->
 def test_a_broken_download_is_resumed(tmp_path: Path, server: _Server, ranges: bool) -> None:
     server.stop_after, server.ranges = 1000, ranges
     path = tmp_path / "file"
-    with pytest.raises(
-        DemiluneError, match=f"stopped at 1,000 of {len(ARCHIVE):,} bytes: run it again to resume"
-    ):
+    with pytest.raises(DemiluneError, match=f"stopped at 1,000 of {len(ARCHIVE):,} bytes: run it again to resume"):
         fetch(f"{server.base}/file", path, MD5)
     assert not path.exists() and (tmp_path / "file.part").stat().st_size == 1000
     server.stop_after = None
@@ -405,9 +394,7 @@ def test_a_full_disk_keeps_the_part_and_says_so(
     monkeypatch.setattr(
         Path, "open", lambda path, mode="r", *rest: Full() if mode == "r+b" else real(path, mode, *rest)
     )
-    with pytest.raises(
-        DemiluneError, match=r"the disk is full at .*file.part: free some space and run it again"
-    ):
+    with pytest.raises(DemiluneError, match=r"the disk is full at .*file.part: free some space and run it again"):
         fetch(f"{server.base}/file", tmp_path / "file", MD5)
     assert not (tmp_path / "file").exists()
 
@@ -468,9 +455,7 @@ def test_bad_archives_leave_nothing(tmp_path: Path, content: bytes, words: str) 
     assert [each.name for each in tmp_path.iterdir()] == ["root"]
 
 
-def test_a_disk_that_fills_while_unpacking_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_while_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -33,9 +33,7 @@ def test_pixels_are_exact_and_rows_go_together() -> None:
 
 
 def test_statistics_are_those_of_the_pixels() -> None:
-    images = torch.randint(
-        0, 256, (1500, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.randint(0, 256, (1500, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std = statistics(images)
     pixels = images.double().div(255).transpose(0, 1).flatten(1)
     assert mean == pytest.approx(pixels.mean(1).tolist(), abs=1e-12)
@@ -77,9 +75,7 @@ def test_digits_are_always_the_same() -> None:
     assert set.union(*_ids(data)) == set(range(1797)) and sum(map(len, _ids(data))) == 1797
     assert int(data.test.labels.bincount().min()) >= 48 and int(data.test.labels.bincount().max()) <= 51
     assert int(data.train.images.max()) == 255 and len(data.train.images.unique()) == 17
-    assert data.sha256["train_images"].startswith("61035f87") and data.sha256["test_labels"].startswith(
-        "949d38c4"
-    )
+    assert data.sha256["train_images"].startswith("61035f87") and data.sha256["test_labels"].startswith("949d38c4")
     assert data.mean == pytest.approx((0.3052,), abs=1e-4) and data.std == pytest.approx((0.3763,), abs=1e-4)
 
 
@@ -195,9 +191,7 @@ def test_palettes_with_transparency_and_greys_become_rgb(tmp_path: Path) -> None
         (lambda root: (root / "emu").mkdir(), "emu holds no images"),
         (lambda root: (root / "train").mkdir(), "both train and test"),
         (
-            lambda root: (
-                _paint(root / "emu" / "0.png", (0, 0, 0)) or _paint(root / "fox" / "0.png", (0, 0, 0))
-            ),
+            lambda root: _paint(root / "emu" / "0.png", (0, 0, 0)) or _paint(root / "fox" / "0.png", (0, 0, 0)),
             "",
         ),
     ],

@@ -41,6 +41,8 @@ class Attack(ABC):
         labels do not fit.
         """
         check_images(x, y)
+        if torch.is_inference_mode_enabled():
+            raise DemiluneError("an attack needs gradients: call it outside torch.inference_mode (no_grad is fine)")
         with frozen(model, "keep"), seeded(rng, x.device):
             return self.perturb(model, x.detach(), y, ball, rng)
 

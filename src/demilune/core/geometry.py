@@ -70,7 +70,10 @@ class Ball:
         """Return the direction of unit norm along which the loss rises fastest: sign(g), or g/‖g‖₂."""
         if self.norm == "linf":
             return gradient.sign()
-        return gradient / per_image(gradient.flatten(1).norm(dim=1).clamp_min(1e-30), gradient)
+        # Scaled first: the squares of a gradient of 1e-25 are all zero in float32.
+        largest = gradient.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / per_image(largest, gradient)
+        return scaled / per_image(scaled.flatten(1).norm(dim=1).clamp_min(1e-12), gradient)
 
     def distance(self, point: Tensor, x: Tensor) -> Tensor:
         """Return the distance of each image from its origin in the ball's norm, [N]."""

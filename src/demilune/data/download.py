@@ -106,9 +106,7 @@ def _transfer(url: str, part: Path, progress: Progress | None) -> None:
             f"the download of {url} stopped after {done:,} bytes ({reason}): run it again to resume"
         ) from error
     if done < total:
-        raise DemiluneError(
-            f"the download of {url} stopped at {done:,} of {total:,} bytes: run it again to resume"
-        )
+        raise DemiluneError(f"the download of {url} stopped at {done:,} of {total:,} bytes: run it again to resume")
 
 
 def unpack(archive: Path, root: Path, members: Collection[str]) -> None:
@@ -121,9 +119,7 @@ def unpack(archive: Path, root: Path, members: Collection[str]) -> None:
     folders = sorted({PurePosixPath(member).parts[0] for member in members})
     for folder in folders:
         if (root / folder).exists():
-            raise DemiluneError(
-                f"{root / folder} is there already: move it away or delete it, then run it again"
-            )
+            raise DemiluneError(f"{root / folder} is there already: move it away or delete it, then run it again")
     try:
         with (
             tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as aside,
@@ -132,9 +128,7 @@ def unpack(archive: Path, root: Path, members: Collection[str]) -> None:
             wanted = [entry for entry in map(_plain, tar) if entry.isfile() and entry.name in members]
             missing = set(members) - {entry.name for entry in wanted}
             if missing:
-                raise DemiluneError(
-                    f"{archive} lacks {', '.join(sorted(missing))}: delete it and run it again"
-                )
+                raise DemiluneError(f"{archive} lacks {', '.join(sorted(missing))}: delete it and run it again")
             tar.extractall(aside, wanted, filter="data")
             for folder in folders:
                 Path(aside, folder).replace(root / folder)
@@ -147,7 +141,5 @@ def unpack(archive: Path, root: Path, members: Collection[str]) -> None:
 def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     path = PurePosixPath(entry.name)
     if path.is_absolute() or ".." in path.parts or not (entry.isfile() or entry.isdir()):
-        raise DemiluneError(
-            f"the archive holds {entry.name!r}, which is no plain file below its folder: refused"
-        )
+        raise DemiluneError(f"the archive holds {entry.name!r}, which is no plain file below its folder: refused")
     return entry

@@ -60,9 +60,7 @@ class Folder(Data):
             raise DemiluneError("folder: no root was given: name the folder of your images, --data.root DIR")
         root = Path(self.root).expanduser()
         if not root.is_dir():
-            raise DemiluneError(
-                f"folder: {root} is no folder: give the one that holds your images, --data.root DIR"
-            )
+            raise DemiluneError(f"folder: {root} is no folder: give the one that holds your images, --data.root DIR")
         names = [path.name for path in _folders(root)]
         if ("train" in names) != ("test" in names):
             raise DemiluneError(
@@ -81,17 +79,13 @@ class Folder(Data):
         if parted:
             strange = sorted({path.name for path in _folders(root / "test")} - set(classes))
             if strange:
-                raise DemiluneError(
-                    f"folder: {root / 'test'} has the classes {', '.join(strange)}, which {pool} lacks"
-                )
+                raise DemiluneError(f"folder: {root / 'test'} has the classes {', '.join(strange)}, which {pool} lacks")
             tests = self._read(root / "test", classes)
             tested = np.arange(len(tests[1]))
         else:
             held = round(self.test * len(labels))
             if held == 0:
-                raise DemiluneError(
-                    f"folder: the {len(labels)} images of {root} are too few to hold some out"
-                )
+                raise DemiluneError(f"folder: the {len(labels)} images of {root} are too few to hold some out")
             tests, tested, chosen = (images, labels), np.sort(chosen[:held]), chosen[held:]
         count = round(self.validation * len(labels))
         train = Split.of(images, labels, chosen[count:])
@@ -113,9 +107,7 @@ class Folder(Data):
             std=std,
             pad=self.pad,
             flip=self.flip,
-            sha256=fingerprint(
-                (images[kept], labels[kept]), (tests[0][tested], tests[1][tested]), len(classes)
-            ),
+            sha256=fingerprint((images[kept], labels[kept]), (tests[0][tested], tests[1][tested]), len(classes)),
             official=False,
             source=f"the images in {root}",
         )
@@ -129,9 +121,7 @@ class Folder(Data):
                 continue
             paths = sorted(path for path in (folder / name).iterdir() if _is_image(path))
             if not paths:
-                raise DemiluneError(
-                    f"folder: {folder / name} holds no images ({', '.join(sorted(_SUFFIXES))})"
-                )
+                raise DemiluneError(f"folder: {folder / name} holds no images ({', '.join(sorted(_SUFFIXES))})")
             images += [_decode(path, self.size, self.grey) for path in paths]
             labels += [label] * len(paths)
         if not images:

@@ -66,9 +66,7 @@ _ADMITTED = {
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
-            raise DemiluneError(
-                f"it asks for {module}.{name}, and only arrays, text, lists and dicts are admitted"
-            )
+            raise DemiluneError(f"it asks for {module}.{name}, and only arrays, text, lists and dicts are admitted")
         return _ADMITTED[module, name]
 
 

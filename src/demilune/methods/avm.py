@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from demilune.attacks import PGD, BatchNormMode
@@ -56,7 +57,7 @@ class AVM(Method):
         """Return ``samples`` mixed images per image, [M·N,C,H,W], with mixed labels."""
         x, count = batch.x, self.samples
         end = self.attack.perturb(model, x, batch.y, ball, rng)
-        vertex = x + self.gamma * (end - x)
+        vertex = torch.lerp(x, end, self.gamma)
         if self.clamp:
             vertex = vertex.clamp(0.0, 1.0)
         weight = rng.sub("avm").uniform("weight", (len(x), count), dtype=x.dtype).T
