@@ -18,6 +18,20 @@ from demilune.errors import DemiluneError
 from demilune.runs import disk_refusal, replacing
 
 HEADER = "demilune"
+FORMAT = 1
+"""The number a run's checkpoints carry; another one means another layout of the file."""
+
+_ABOUT: Mapping[str, type | tuple[type, ...]] = {
+    "experiment": dict,
+    "data": dict,
+    "step": int,
+    "best": (int, float),
+    "robust": (int, float, type(None)),
+    "stopped": bool,
+    "checkpoint": str,
+    "metrics": int,
+}
+_DATA: Mapping[str, type] = {"classes": list, "shape": list, "mean": list, "std": list}
 
 
 @final
@@ -70,7 +84,42 @@ def load(path: Path) -> Checkpoint:
         ) from None
     if header is None:
         raise DemiluneError(f"{path} was not written by demilune (its header lacks the description)")
-    return Checkpoint(json.loads(header), tensors)
+    try:
+        about = json.loads(header)
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise DemiluneError(f"{path} has a damaged header: use another checkpoint of the run, or train again")
+    return Checkpoint(about, tensors)
+
+
+def load_run(path: Path) -> Checkpoint:
+    """Read a checkpoint that training wrote; refuses another format, and a header that lacks what every run's has."""
+    found = load(path)
+    about = found.about
+    if about.get("format") != FORMAT:
+        raise DemiluneError(
+            f"{path} has the format {about.get('format')!r}, and this demilune {FORMAT}: read it with the version that "
+            "wrote it"
+        )
+    data = about.get("data")
+    wrong = [name for name, kind in _ABOUT.items() if name not in about or not isinstance(about[name], kind)]
+    if not wrong and isinstance(data, dict):
+        wrong = [f"data.{name}" for name, kind in _DATA.items() if not isinstance(data.get(name), kind)]
+        if not wrong and not _sizes(data):
+            wrong = ["data"]
+    if wrong:
+        raise DemiluneError(
+            f"{path} has a damaged header ({', '.join(wrong)}): use another checkpoint of the run, or train again"
+        )
+    return found
+
+
+def _sizes(data: Mapping[str, Any]) -> bool:
+    """Say whether a header's shape, mean and standard deviation are numbers that go together."""
+    shape, moments = data["shape"], [*data["mean"], *data["std"]]
+    numbers = all(isinstance(value, int | float) for value in [*shape, *moments])
+    return numbers and len(shape) == 3 and len(data["mean"]) == len(data["std"]) == shape[0] and bool(data["classes"])
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, wanted: str) -> None:
@@ -78,13 +127,17 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, wanted: st
     have = model.state_dict()
     for name in sorted(have.keys() | tensors.keys()):
         given, expected = tensors.get(name), have.get(name)
-        if given is None or expected is None or given.shape != expected.shape:
+        if given is None or expected is None or (given.shape, given.dtype) != (expected.shape, expected.dtype):
             raise DemiluneError(
                 f"{path} does not fit {wanted}: {name} is {_shape(given)} in the file and {_shape(expected)} in the "
                 "model; it holds another architecture or another number of classes"
+            )
+        if given.is_floating_point() and not bool(given.isfinite().all()):
+            raise DemiluneError(
+                f"{path} holds weights that are no numbers ({name}): use another checkpoint of the run, or train again"
             )
     model.load_state_dict(dict(tensors))
 
 
 def _shape(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else str(list(tensor.shape))
+    return "absent" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
+import math
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from demilune import __version__
 from demilune.errors import DemiluneError, unknown
-from demilune.options import Parser, add_fields, names, nested, number, overlaid, scan, whole, words
+from demilune.options import Parser, add_fields, flat, names, nested, number, overlaid, place, scan, whole, words
 
 if TYPE_CHECKING:
     from demilune.data import Dataset
@@ -69,7 +72,9 @@ def experiment_options(parser: Parser, now: Experiment | None) -> None:
     from demilune.experiment import VARIANTS
 
     parser.add_argument("preset", nargs="?", metavar="PRESET", help="a run by name: demilune list presets")
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON of fields to set, as `demilune show` prints it")
+    parser.add_argument(
+        "--config", type=place, metavar="FILE", help="YAML or JSON of fields to set, as `demilune show` prints it"
+    )
     parser.add_argument("--name", metavar="NAME", help="what reports call the run")
     parser.add_argument("--seed", metavar="VALUE", type=whole, help="seed of everything random")
     for section, table in VARIANTS.items():
@@ -79,30 +84,41 @@ def experiment_options(parser: Parser, now: Experiment | None) -> None:
             add_fields(parser, section, getattr(now, section))
 
 
-def read_experiment(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Experiment | None]:
-    """Return the parsed options and the experiment: preset, then file, then options; None where none is named."""
+def read_experiment(
+    parser: Parser, argv: Sequence[str], held: Experiment | None = None
+) -> tuple[argparse.Namespace, Experiment | None]:
+    """Return the parsed options and the experiment: preset (or ``held``, a run's own), then file, then options.
+
+    None where none is named.
+    """
     from demilune.experiment import VARIANTS, Experiment, build, plain
     from demilune.presets import PRESETS
 
     loose, given = scan(argv, FLAGS)
     if loose and loose[0] not in PRESETS:
         raise unknown("preset", loose[0], PRESETS)
-    file = read_config(Path(given["config"])) if "config" in given else {}
+    file = read_config(Path(given["config"])) if given.get("config") else {}
+    check_config(file, given.get("config", ""))
     helping = "-h" in argv or "--help" in argv
-    if not loose and not file and not helping:
+    if not loose and not file and not helping and held is None:
         experiment_options(parser, None)
-        return parser.parse_args(argv), None
-    if not loose and not helping:
+        return parsed(parser, argv), None
+    if not loose and not helping and held is None:
         for needed in ("data", "model", "method", "ball"):
-            if needed not in file and needed not in given:
+            there = file.get(needed)
+            unnamed = isinstance(there, Mapping) and "name" not in there and needed in VARIANTS
+            if needed not in given and (needed not in file or unnamed):
                 raise DemiluneError(f"{given['config']} names no {needed}: add it, or start from a preset")
     tree: dict[str, Any] = {"name": Path(given.get("config", "run")).stem, "ball": {}}
     tree |= {section: {"name": next(iter(table))} for section, table in VARIANTS.items()}
     if loose:
         tree = plain(PRESETS[loose[0]].experiment)
+    elif held is not None:
+        tree = plain(held)
+    before = (tree["data"], tree["method"])
     for section, table in VARIANTS.items():
         there = file.get(section)
-        name = given.get(section) or (there.get("name") if isinstance(there, Mapping) else there)
+        name = given.get(section, there.get("name") if isinstance(there, Mapping) else there)
         if name is None or name == tree[section]["name"]:
             continue
         if name not in table:
@@ -110,29 +126,71 @@ def read_experiment(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Names
         # The preset's training attack and batch-norm mode belong to its data and budget: another method keeps them.
         known = {field.name for field in dataclasses.fields(table[name])} & {"attack", "bn"}
         tree[section] = {"name": name} | {k: v for k, v in tree[section].items() if k in known}
+    if loose and before != (tree["data"], tree["method"]):
+        tree["name"] = f"{tree['data']['name']}-{tree['method']['name']}"  # the preset's name would say another thing
     base = build(Experiment, tree)
     experiment_options(parser, base)
     settings = {
-        section: {k: v for k, v in value.items() if k != "name"} if isinstance(value, Mapping) else value
+        section: {k: v for k, v in value.items() if k != "name"} if section in VARIANTS else value
         for section, value in file.items()
         if isinstance(value, Mapping) or section not in VARIANTS
     }
-    options = parser.parse_args([*words(settings), *argv])
+    options = parsed(parser, [*words(settings), *argv])
     fields = {k: v for k, v in vars(options).items() if k in ("name", "seed") or "." in k}
     return options, build(Experiment, overlaid(plain(base), nested(fields)))
+
+
+def parsed(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse; an unknown option with a space in it, which argparse takes for a word, is refused as any other."""
+    options = parser.parse_args(argv)
+    preset = getattr(options, "preset", None) or ""
+    if preset.startswith("-"):
+        parser.error(f"unrecognized arguments: {preset}")
+    return options
+
+
+def check_config(file: Mapping[str, Any], path: str) -> None:
+    """Refuse a configuration whose shape is not that of an experiment; its values are judged as options are."""
+    from demilune.experiment import VARIANTS
+
+    sections = (*VARIANTS, "ball", "training", "runtime")
+    for key, value in file.items():
+        if key.split(".")[0] not in (*sections, "name", "seed"):
+            raise unknown(f"field of {path}", key, (*sections, "name", "seed"))
+        name = value.get("name", "") if isinstance(value, Mapping) else value
+        if key in VARIANTS and not isinstance(name, str):
+            raise DemiluneError(f"{path}: {key} is {name!r}: a name was expected, as `demilune show` prints it")
+        if key in sections[len(VARIANTS) :] and not isinstance(value, Mapping):
+            raise DemiluneError(f"{path}: {key} is {value!r}: fields were expected, as `demilune show` prints them")
+        leaves = {key: value} if key in ("name", "seed") else flat({key: value})
+        for field, leaf in leaves.items():
+            if isinstance(leaf, Mapping | list | set | bytes) or not re.fullmatch(r"[\w.]+", field):
+                raise DemiluneError(f"{path}: {field} is {leaf!r}: one field with one value was expected")
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a configuration file (YAML, of which JSON is a part)."""
     import yaml
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Refuses a key that is given twice, of which YAML would take the last in silence."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise DemiluneError(f"{path} gives {twice} twice (line {node.start_mark.line + 1} on): leave one out")
+            made: dict[Any, Any] = super().construct_mapping(node, deep)
+            return made
+
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        json.dumps(value, default=str, skipkeys=True)  # an anchor inside itself has no end
     except FileNotFoundError:
         raise DemiluneError(
             f"{path} does not exist: --config needs a YAML file, as `demilune show` prints it"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DemiluneError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise DemiluneError(f"{path} holds no fields: a mapping as `method: rat` was expected")
@@ -147,13 +205,16 @@ def train(argv: Sequence[str]) -> int:
     parser = command_parser(
         "train", "PRESET --out DIR [--resume] [--method.attack.steps 7 …]", "Train a network, or go on training it."
     )
-    parser.add_argument("--out", metavar="DIR", help="the run folder to write")
+    parser.add_argument("--out", type=place, metavar="DIR", help="the run folder to write")
     parser.add_argument("--resume", action="store_true", help="go on with the run in DIR, if it holds one")
-    options, experiment = read_experiment(parser, argv)
+    loose, given = scan(argv, FLAGS)
+    held = None
+    if "--resume" in argv and given.get("out") and not loose and "config" not in given:
+        held = checkpoint_experiment(Path(given["out"]))
+    options, experiment = read_experiment(parser, argv, held)
 
     from demilune.console import Line, console, duration, percent, size
-    from demilune.experiment import Experiment, build
-    from demilune.runs import RunFolder, read_json
+    from demilune.runs import RunFolder
     from demilune.train import Progress, fit
 
     if "out" not in options:
@@ -161,9 +222,7 @@ def train(argv: Sequence[str]) -> int:
     folder = RunFolder(Path(options.out))
     resume = "resume" in options
     if experiment is None:
-        if not resume:
-            raise DemiluneError("no preset was named: demilune list presets shows them (or give --config FILE)")
-        experiment = build(Experiment, read_json(folder.experiment, "the experiment of a run to resume"))
+        raise DemiluneError("no preset was named: demilune list presets shows them (or give --config FILE)")
     out = console()
     dataset = experiment.data.load()
     announce(experiment, dataset, lambda text: out.print(text, soft_wrap=True))
@@ -199,12 +258,19 @@ def train(argv: Sequence[str]) -> int:
 
 def announce(experiment: Experiment, dataset: Dataset, say: Callable[[str], None]) -> None:
     """Say what is about to be trained, and on what."""
-    ball = experiment.ball
+    ball, training = experiment.ball, experiment.training
     eps = f"{ball.eps * 255:.4g}/255" if ball.eps * 255 >= 1 else f"{ball.eps:g}"
     count = f"{len(dataset.train)} training, {len(dataset.validation)} validation, {len(dataset.test)} test images"
     say(f"{experiment.name}: {dataset.name}, {count}; {ball.norm} ball of {eps}")
     if not dataset.official:
         say(f"data are not the official files: {dataset.source}")
+    for name, attack in (("training", getattr(experiment.method, "attack", None)), ("validation", training.validation)):
+        reach = 0.0 if attack is None else attack.steps * (attack.step_size if attack.step_ratio is None else math.inf)
+        if attack is not None and reach < ball.eps:
+            say(
+                f"warning: the {name} attack takes {attack.steps} steps of {attack.step_size:.4g}, which cannot reach "
+                f"eps = {ball.eps:g}; set its step_ratio, a step size relative to eps (0.25, say)"
+            )
 
 
 @contextlib.contextmanager
@@ -244,14 +310,17 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--batch", type=whole, metavar="N", help="images at once (default 250); changes no result")
     parser.add_argument("--step_ratio", type=number, metavar="VALUE", help="step size as a ratio of ε (default 0.25)")
     parser.add_argument("--seed", type=whole, metavar="VALUE", help="seed of the attacks' draws (default 0)")
-    parser.add_argument("--out", metavar="FILE", help="the JSON to write (default: in the run folder)")
+    parser.add_argument("--out", type=place, metavar="FILE", help="the JSON to write (default: in the run folder)")
     target = argv_model(argv)
     base = checkpoint_experiment(target) if target else None
     if base is not None:
-        for section in ("data", "ball", "runtime"):
-            add_fields(parser, section, getattr(base, section))
+        # Where the images lie may differ; which of them are test images is the run's, or training images get in.
+        add_fields(parser, "data", base.data, only=("root", "unverified"))
+        add_fields(parser, "ball", base.ball)
+        add_fields(parser, "runtime", dataclasses.replace(base.runtime, precision="float32"))
     options = parser.parse_args(argv)
     from demilune.evaluate.assess import Request, assess
+    from demilune.runtime import enough_memory
 
     chosen = getattr(options, "checkpoint", "best")
     fields = {k: v for k, v in vars(options).items() if "." in k}
@@ -265,9 +334,11 @@ def evaluate(argv: Sequence[str]) -> int:
         settings=nested(fields),
     )
     path = Path(options.model)
+    if chosen == "both" and "out" in options:
+        raise DemiluneError("--checkpoint both writes two files: leave out --out, or evaluate one after the other")
     for file in checkpoint_files(path, chosen):
         out = Path(options.out) if "out" in options else None
-        with interruptible() as stopping:
+        with interruptible() as stopping, enough_memory():
             found, where = assess(file, out, request, stopping)
         if found is None:
             print(f"stopped and saved: the same command goes on with {where}")
@@ -300,13 +371,23 @@ def checkpoint_files(path: Path, which: str) -> list[Path]:
 
 def checkpoint_experiment(path: Path) -> Experiment:
     """Return the experiment a checkpoint or a run folder is of."""
-    from demilune.checkpoint import load
-    from demilune.experiment import Experiment, build
+    from demilune.checkpoint import load_run
     from demilune.runs import RunFolder, read_json
 
     if path.is_dir():
-        return build(Experiment, read_json(RunFolder(path).experiment, "the experiment of a run"))
-    return build(Experiment, load(path).about["experiment"])
+        file = RunFolder(path).experiment
+        return stored(file, read_json(file, "the experiment of a run"))
+    return stored(path, load_run(path).about["experiment"])
+
+
+def stored(path: Path, tree: Mapping[str, Any]) -> Experiment:
+    """Return the experiment that a file holds; a refusal names the file."""
+    from demilune.experiment import Experiment, build
+
+    try:
+        return build(Experiment, tree)
+    except DemiluneError as error:
+        raise DemiluneError(f"{path} holds no experiment of this version: {error}") from None
 
 
 def show_evaluation(found: Evaluation) -> None:
@@ -323,7 +404,7 @@ def show_evaluation(found: Evaluation) -> None:
         after = "" if row.accuracy_after is None else f"{100 * row.accuracy_after:.2f}"
         cost = f"{row.forwards:.0f} + {row.gradients:.0f}"
         table.add_row(row.title, f"{100 * row.accuracy:.2f}", f"{100 * row.error:.2f}", after, cost)
-    out = console()
+    out = console(width=64)  # narrower, the numbers themselves would be cut
     out.print(table)
     worst = found.rows[-1]
     out.print(
@@ -346,7 +427,7 @@ def report(argv: Sequence[str]) -> int:
     """``demilune report RUN… --out DIR``."""
     parser = command_parser("report", "RUN… --out DIR", "Draw runs and their evaluations into one HTML file.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or evaluation files")
-    parser.add_argument("--out", metavar="DIR", help="the folder to write")
+    parser.add_argument("--out", type=place, metavar="DIR", help="the folder to write")
     options = parser.parse_args(argv)
     if "out" not in options:
         raise DemiluneError("--out is missing: name the folder to write the report to, as --out report")
@@ -370,9 +451,15 @@ def list_(argv: Sequence[str]) -> int:
         return list_presets()
     if kind not in tables:
         raise unknown("list", kind, [*tables, "presets"])
+    if kind == "attacks":
+        from demilune.evaluate.suite import FORMS
+
+        print("classes, for the library and for fields:")
     width = max(len(name) for name in tables[kind])
     for name, cls in tables[kind].items():
         print(f"{name:<{width}}  {(cls.__doc__ or '').strip().splitlines()[0]}")
+    if kind == "attacks":
+        print("for `demilune evaluate --attacks`, comma-separated:", *FORMS, sep="\n")
     return 0
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, final
@@ -86,9 +87,20 @@ class Line(AbstractContextManager["Line"]):
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def console(stream: Any = None) -> Console:
-    """Return the console on standard output."""
-    return Console(file=stream)
+class Output(Console):
+    """A console that goes on in silence when its reader goes away, as `| head` does: no work is lost for that."""
+
+    def on_broken_pipe(self) -> None:
+        """Send what is still to be printed nowhere."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
-Say = Callable[[str], None]
+def console(stream: Any = None, width: int = 1) -> Console:
+    """Return the console on standard output, at least ``width`` columns wide."""
+    made = Output(file=stream)
+    if made.width < width:
+        made.width = width if width > 1 else 80  # a width of 0 would print nothing
+    return made

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import types
+import typing
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class DemiluneError(Exception):
@@ -16,3 +20,20 @@ def unknown(kind: str, given: str, names: Iterable[str]) -> DemiluneError:
     near = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return DemiluneError(f"unknown {kind} {given!r}: {hint}possible are {', '.join(valid)}")
+
+
+def check_types(value: typing.Any) -> None:
+    """Refuse a frozen value whose fields are not of the types declared, or not among the names that are possible."""
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        given, kind = getattr(value, field.name), hints[field.name]
+        if typing.get_origin(kind) is typing.Literal:
+            if given not in typing.get_args(kind):
+                raise unknown(field.name, str(given), typing.get_args(kind))
+            continue
+        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        wide = {int: Integral, float: Real}
+        fits = isinstance(given, tuple(wide.get(one, one) for one in kinds))
+        if not fits or (isinstance(given, bool) and bool not in kinds):
+            told = " or ".join("null" if one is type(None) else one.__name__ for one in kinds)
+            raise DemiluneError(f"{field.name} = {given!r}: a value of type {told} was expected")

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, final
 from demilune.attacks import PGD
 from demilune.core.geometry import Ball
 from demilune.data import DATA, Data
-from demilune.errors import DemiluneError, unknown
+from demilune.errors import DemiluneError, check_types, unknown
 from demilune.methods import METHODS, Method
 from demilune.models import MODELS, Architecture
 from demilune.runtime import Runtime
@@ -45,7 +45,8 @@ class Training:
     decay: which weights decay: all, or kernels (of convolutions and linear layers only)  (rat.md A15)
     validation: the attack on the held-out images after each epoch
     validate_every: epochs between validations; the last is always validated
-    alarm: fall of robust validation accuracy between two validations that raises the alarm of catastrophic overfitting
+    alarm: fall of robust validation accuracy below its best so far that raises the alarm of catastrophic overfitting; a
+        fall to less than half always does
     stop_on_alarm: whether the alarm ends the run
     checkpoint_every: seconds between checkpoints within an epoch
     """
@@ -65,6 +66,7 @@ class Training:
     checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("epochs", "batch", "parts", "validate_every"):
             if getattr(self, name) < 1:
                 raise DemiluneError(f"training.{name} = {getattr(self, name)}: it must be 1 or more")
@@ -72,6 +74,11 @@ class Training:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise DemiluneError(f"training.{name} = {value:g}: it must be 0 or more")
+        if self.momentum > 1.0 or self.weight_decay > 1e6:
+            raise DemiluneError(
+                f"training.momentum = {self.momentum:g}, training.weight_decay = {self.weight_decay:g}: they must be "
+                "at most 1 and 1e6"
+            )
         if self.steps < 0:
             raise DemiluneError(f"training.steps = {self.steps}: it must be 0 (use epochs) or more")
         if self.batch % self.parts:
@@ -127,7 +134,7 @@ def build(kind: type[Value], given: Mapping[str, Any], where: str = "") -> Value
     given = dict(given)
     if table is not None:
         name = given.pop("name", None)
-        if name not in table:
+        if not isinstance(name, str) or name not in table:
             raise unknown(where, str(name), table)
         kind = table[name]
     hints = typing.get_type_hints(kind)
@@ -136,6 +143,9 @@ def build(kind: type[Value], given: Mapping[str, Any], where: str = "") -> Value
         if key not in fields:
             raise unknown("field", f"{where}.{key}".lstrip("."), [f"{where}.{f}".lstrip(".") for f in fields])
     path = f"{where}." if where else ""
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in given and field.default is field.default_factory is dataclasses.MISSING:
+            raise DemiluneError(f"{where or 'the experiment'} has no field {path}{field.name}: it is needed")
     return kind(**{key: _convert(hints[key], value, path + key) for key, value in given.items()})
 
 

@@ -13,7 +13,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 from demilune.errors import DemiluneError
@@ -52,9 +52,19 @@ def switch(text: str) -> bool:
 def whole(text: str) -> int:
     """Return a whole number."""
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
+    if abs(value) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is too large: a whole number of at most 63 bits was expected")
+    return value
+
+
+def place(text: str) -> str:
+    """Return the name of a file or folder, which an unset variable of the shell would leave empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
 
 
 def optional(kind: Any) -> Any:
@@ -66,15 +76,17 @@ def optional(kind: Any) -> Any:
     return read
 
 
-def add_fields(parser: argparse.ArgumentParser, section: str, value: Any) -> None:
-    """Add ``--section.field`` for every field of a frozen value, whose own values are the defaults shown."""
+def add_fields(parser: argparse.ArgumentParser, section: str, value: Any, only: Collection[str] | None = None) -> None:
+    """Add ``--section.field`` for every field of a frozen value (or ``only`` some); its own values are shown as now."""
     group = parser.add_argument_group(f"{section}: {type(value).__name__}")
-    _add(group, section, value)
+    _add(group, section, value, only)
 
 
-def _add(group: argparse._ArgumentGroup, path: str, value: Any) -> None:
+def _add(group: argparse._ArgumentGroup, path: str, value: Any, only: Collection[str] | None = None) -> None:
     hints, helps = typing.get_type_hints(type(value)), field_help(type(value))
     for field in dataclasses.fields(value):
+        if only is not None and field.name not in only:
+            continue
         name, kind, now = f"{path}.{field.name}", hints[field.name], getattr(value, field.name)
         if dataclasses.is_dataclass(now):
             _add(group, name, now)

@@ -24,7 +24,8 @@ class Row:
     ``accuracy``). ``right_after`` counts those right after the attack whatever the clean verdict was (the
     reading of the papers' tables, ``accuracy_after``); None where it was not taken.
     ``forwards`` and ``gradients`` are passes through the model per image of the whole set: an input gradient
-    counts as one forward and one gradient.
+    counts as one forward and one gradient. Readings of the same runs (PGD-50, its any, its best of five) share one
+    cost, that of all the runs.
     """
 
     name: str

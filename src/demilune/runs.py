@@ -39,6 +39,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises DemiluneError when the disk is full or the folder cannot be written; ``path`` then is as it was.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EISDIR if path.is_dir() else errno.ENOTSUP, "it is there, and no plain file")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
@@ -74,11 +76,40 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DemiluneError(f"{path} does not exist: {what} was expected there") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DemiluneError(f"{path} cannot be read as {what}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DemiluneError(f"{path} cannot be read as {what} ({error}): put the right file back") from None
     if not isinstance(value, dict):
-        raise DemiluneError(f"{path} is no {what}: a JSON object was expected")
+        raise DemiluneError(f"{path} is no JSON object: {what} was expected there; put the right file back")
     return value
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep a folder, made where there is none, to this process; the lock leaves no file and ends with the process."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY) if sys.platform != "win32" else -1
+    except FileExistsError:
+        raise DemiluneError(f"{path} is a file: name a folder for the run") from None
+    except OSError as error:
+        raise disk_refusal(path, error) from error
+    try:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise DemiluneError(
+            f"another process is training in {path}: wait for its end, or name another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)
 
 
 @final
@@ -136,7 +167,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             found.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise DemiluneError(f"{path} is broken at line {number}: resume the run to write it again") from None
     return found
 

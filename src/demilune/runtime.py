@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, final
@@ -14,7 +15,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 
 
 @final
@@ -38,9 +39,10 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bf16"):
             raise DemiluneError(f"precision {self.precision!r}: possible are bf16, float32")
-        if self.threads < 0:
-            raise DemiluneError(f"threads = {self.threads}: it must be 0 (torch's own choice) or more")
-        if self.device.split(":")[0] not in ("auto", "cpu", "cuda"):
+        check_types(self)
+        if not 0 <= self.threads <= 1024:
+            raise DemiluneError(f"threads = {self.threads}: it must be 0 (torch's own choice) or more, up to 1024")
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device):
             raise DemiluneError(f"device {self.device!r}: possible are auto, cpu, cuda, cuda:N")
 
     def start(self) -> torch.device:
@@ -49,6 +51,9 @@ class Runtime:
         name = ("cuda" if available else "cpu") if self.device == "auto" else self.device
         if name.startswith("cuda") and not available:
             raise DemiluneError(f"device {name!r}: torch finds no CUDA device here; use --runtime.device cpu")
+        # A verdict is float32, and so is a search that was asked to be: no TF32 behind its back.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
         if self.threads:
             torch.set_num_threads(self.threads)
         if self.deterministic and name.startswith("cuda"):
@@ -84,6 +89,22 @@ class Runtime:
                 return model(x)
 
         return forward
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn a lack of memory into a refusal that says what needs less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch has a type of its own only for the memory of a GPU
+        told = str(error)
+        lack = isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in told or "Storage size" in told
+        if not lack:
+            raise
+        raise DemiluneError(
+            f"out of memory ({told.splitlines()[0] if told else 'of this process'}): give a smaller model or batch; "
+            "--training.parts trains a batch in portions, --batch is an evaluation's"
+        ) from None
 
 
 def peak_memory(device: torch.device) -> int:

@@ -46,8 +46,10 @@ class Piecewise(Schedule):
             raise DemiluneError(
                 f"drops at {self.first:g} and {self.second:g} of the run: they must satisfy 0 <= first <= second <= 1"
             )
-        if not 0.0 < self.factor < float("inf"):
-            raise DemiluneError(f"factor = {self.factor:g}: a drop must multiply the rate by a positive number")
+        if not 0.0 < self.factor <= 1e3:
+            raise DemiluneError(
+                f"factor = {self.factor:g}: a drop must multiply the rate by a number above 0, at most 1000"
+            )
 
     def at(self, step: int, steps: int) -> float:
         """Return rate · factor^(number of drops so far)."""
@@ -98,8 +100,8 @@ class Cosine(Schedule):
 
 def check_rate(rate: float) -> None:
     """Refuse a learning rate that trains nothing."""
-    if not 0.0 < rate < float("inf"):
-        raise DemiluneError(f"rate = {rate:g}: a learning rate must be a positive number")
+    if not 0.0 < rate <= 1e30:
+        raise DemiluneError(f"rate = {rate:g}: a learning rate must be a positive number, at most 1e30")
 
 
 class Average(ABC):

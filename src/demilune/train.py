@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from demilune.attacks import frozen, seeded, survivors
-from demilune.checkpoint import Checkpoint, fill, load, save
+from demilune.checkpoint import FORMAT, Checkpoint, fill, load_run, save
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.data import Dataset, Split
@@ -27,8 +27,8 @@ from demilune.errors import DemiluneError
 from demilune.experiment import Experiment, difference, plain
 from demilune.methods import Batch, Method, Note, Standard
 from demilune.models import create
-from demilune.runs import RunFolder, environment, read_json, replacing, write_json
-from demilune.runtime import hardware, peak_memory
+from demilune.runs import RunFolder, alone, environment, read_json, replacing, write_json
+from demilune.runtime import enough_memory, hardware, peak_memory
 
 CHUNK = 500
 """Images per forward pass where nothing is learned (validation, batch-norm estimation)."""
@@ -115,32 +115,50 @@ def fit(
     ``stopping`` is asked after every step; when it says so, a checkpoint is written and False returned. A run that was
     stopped or killed at any moment and resumed ends with the same bits, metrics file included, as one that was not
     (same machine, versions and number of threads).
-    Raises DemiluneError when the folder holds another experiment, a run and ``resume`` is False, or data differ.
+    Raises DemiluneError when the folder holds another experiment, a run and ``resume`` is False, or data differ; when
+    another process is training in it; and when memory does not suffice.
     """
+    device = experiment.runtime.start()
+    with alone(folder.path), enough_memory():
+        return _fit(experiment, dataset.to(device), folder, resume, watch, stopping, device)
+
+
+def _fit(
+    experiment: Experiment,
+    dataset: Dataset,
+    folder: RunFolder,
+    resume: bool,
+    watch: Callable[[Progress], None],
+    stopping: Callable[[], bool],
+    device: torch.device,
+) -> bool:
     runtime, training, ball = experiment.runtime, experiment.training, experiment.ball
-    device = runtime.start()
-    dataset = dataset.to(device)
     about = describe(experiment, dataset)
     earlier = claim(folder, experiment, about, resume)
 
     root = Stream.of(experiment.seed, device=device)
     steps, per_epoch = training.lengths(len(dataset.train))
     state = start(experiment, dataset, root, device)
-    done, best, tally, previous = 0, -1.0, dict[str, Note](), None
+    done, best, tally, top = 0, -1.0, dict[str, Note](), 0.0
     if earlier is not None:
         restore(state, earlier, folder.checkpoint("last"))
-        done, best, previous = (earlier.about[k] for k in ("step", "best", "robust"))
+        done, best, top = (earlier.about[k] for k in ("step", "best", "robust"))
+        if not 0 <= done <= steps:
+            raise DemiluneError(
+                f"{folder.checkpoint('last')} is at step {done} of {steps}: put the run's own file back"
+            )
         tally = {k: Note(*v.to(device)) for k, v in earlier.part("tally").items()}
         _truncate(folder, earlier.about["metrics"])
         if done == steps or earlier.about["stopped"]:
             watch(Progress("end", done, steps, 0.0, {}))
             return True
+        record_resume(folder, device)
     else:
         folder.metrics.touch()
 
     def keep(name: str, stopped: bool = False) -> None:
         notes = {f"tally.{k}": torch.stack(note) for k, note in tally.items()}
-        progress = {"step": done, "best": best, "robust": previous, "stopped": stopped, "checkpoint": name}
+        progress = {"step": done, "best": best, "robust": top, "stopped": stopped, "checkpoint": name}
         size = {"metrics": folder.metrics.stat().st_size}
         save(folder.checkpoint(name), Checkpoint({**about, **progress, **size}, {**tensors(state), **notes}))
 
@@ -177,20 +195,17 @@ def fit(
         watch(Progress("step", done, steps, took, {}))
         # 3. at the end of an epoch: validate, write
         if done % per_epoch == 0 or done == steps:
+            check_finite(tally, epoch, folder)
             line = {"epoch": epoch + 1, "step": done, "rate": experiment.schedule.at(done - 1, steps)} | averages(tally)
-            if not math.isfinite(line["loss"]):
-                raise DemiluneError(
-                    f"the loss is {line['loss']} in epoch {epoch + 1}: training has diverged; lower schedule.rate. "
-                    f"The last good checkpoint is {folder.checkpoint('last')}"
-                )
             line |= {"clean": None, "robust": None, "validation_n": 0, "alarm": None}
             better = done == steps and best < 0
-            if len(dataset.validation) and ((epoch + 1) % training.validate_every == 0 or done == steps):
-                if state.average is not None and experiment.average.reestimates():
-                    reestimate(state.average, dataset, root.sub("reestimate", epoch), training.batch)
+            due = (epoch + 1) % training.validate_every == 0 or done == steps
+            if due and state.average is not None and experiment.average.reestimates():
+                reestimate(state.average, dataset, root.sub("reestimate", epoch), training.batch)
+            if due and len(dataset.validation):
                 line |= validate(experiment, chosen(state), dataset.validation, root.sub("validation"))
-                line["alarm"] = overfitting(experiment, previous, line["robust"])
-                previous, merit = line["robust"], line[measure(experiment.method)]
+                line["alarm"] = overfitting(experiment, top, line["robust"])
+                top, merit = max(top, line["robust"]), line[measure(experiment.method)]
                 better, best = merit > best, max(best, merit)
             line["best"] = better
             _append(folder.metrics, line)
@@ -209,10 +224,12 @@ def fit(
                 break
         # 4. between: a checkpoint now and then, and a way out
         elif time.monotonic() - saved > training.checkpoint_every:
+            check_finite(tally, epoch, folder)
             keep("last")
             saved = clock = time.monotonic()
             watch(Progress("saved", done, steps, took, {}))
         if done < steps and stopping():
+            check_finite(tally, epoch, folder)
             keep("last")
             return False
     watch(Progress("end", done, steps, 0.0, {}))
@@ -222,7 +239,7 @@ def fit(
 def describe(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
     """Return what every checkpoint says of itself: enough to build the model without the run folder."""
     return {
-        "format": 1,
+        "format": FORMAT,
         "experiment": plain(experiment),
         "data": {
             "name": dataset.name,
@@ -262,7 +279,7 @@ def claim(folder: RunFolder, experiment: Experiment, about: Mapping[str, Any], r
             for stale in path.glob(name):
                 stale.unlink()
         if folder.checkpoint("last").exists():
-            earlier = load(folder.checkpoint("last"))
+            earlier = load_run(folder.checkpoint("last"))
             other = difference(earlier.about["data"], about["data"], "data")
             changed = difference(earlier.about["experiment"], about["experiment"])
             if changed or other:
@@ -274,6 +291,13 @@ def claim(folder: RunFolder, experiment: Experiment, about: Mapping[str, Any], r
     write_json(folder.experiment, about["experiment"])  # first: it is what makes the folder a run's
     write_json(folder.environment, environment() | {"device": hardware(experiment.runtime.start())})
     return None
+
+
+def record_resume(folder: RunFolder, device: torch.device) -> None:
+    """Add to environment.json where and with what the run goes on: other versions or threads may change its bits."""
+    first = read_json(folder.environment, "an environment") if folder.environment.exists() else {}
+    here = environment() | {"device": hardware(device)}
+    write_json(folder.environment, {**first, "resumed": [*first.get("resumed", []), here]})
 
 
 def start(experiment: Experiment, dataset: Dataset, root: Stream, device: torch.device) -> State:
@@ -311,8 +335,14 @@ def restore(state: State, checkpoint: Checkpoint, path: Path) -> None:
     if state.average is not None:
         fill(state.average, checkpoint.part("average"), path, "this experiment's model")
     momentum = checkpoint.part("momentum")
+    if any(tally.shape != (2,) for tally in checkpoint.part("tally").values()):
+        raise DemiluneError(f"{path} has a damaged tally: put the run's own file back, or train again")
     for name, parameter in state.model.named_parameters():
         if name in momentum:
+            if momentum[name].shape != parameter.shape:
+                raise DemiluneError(
+                    f"{path} has a damaged momentum.{name}: put the run's own file back, or train again"
+                )
             # The buffer takes the layout of the weights, as SGD itself gives it.
             state.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum[name])
 
@@ -382,18 +412,29 @@ def measure(method: Method) -> str:
     return "clean" if isinstance(method, Standard) else "robust"
 
 
-def overfitting(experiment: Experiment, before: float | None, now: float) -> str | None:
-    """Return the alarm of catastrophic overfitting: robust accuracy that collapses between two validations.
+def overfitting(experiment: Experiment, best: float, now: float) -> str | None:
+    """Return the alarm of catastrophic overfitting: robust accuracy far below the best so far, or less than half of it.
 
     A one-step attack can be fooled within a few hundred steps, after which the network has no robustness at all
     (Wong, Rice, Kolter 2020). Standard training, which has none to lose, raises no alarm.
     """
-    if measure(experiment.method) == "clean" or before is None or before - now <= experiment.training.alarm:
+    fallen = best - now > experiment.training.alarm or (best >= 0.1 and now < best / 2)
+    if measure(experiment.method) == "clean" or not fallen:
         return None
     return (
-        f"robust validation accuracy fell from {before:.1%} to {now:.1%}: catastrophic overfitting; use the best "
+        f"robust validation accuracy fell from {best:.1%} to {now:.1%}: catastrophic overfitting; use the best "
         "checkpoint, or train again with more attack steps or a smaller step size"
     )
+
+
+def check_finite(tally: Mapping[str, Note], epoch: int, folder: RunFolder) -> None:
+    """Refuse to go on, and to save, once the loss is no number."""
+    loss = float(tally["loss"].total) if "loss" in tally else 0.0
+    if not math.isfinite(loss):
+        raise DemiluneError(
+            f"the loss is {loss} in epoch {epoch + 1}: training has diverged; lower schedule.rate. "
+            f"The last good checkpoint is {folder.checkpoint('last')}"
+        )
 
 
 def averages(tally: Mapping[str, Note]) -> dict[str, Any]:
@@ -447,6 +488,8 @@ def _truncate(folder: RunFolder, size: int) -> None:
             f"{folder.metrics} is shorter than its checkpoint says ({len(written)} of {size} bytes): put the file "
             "back, or train in another folder"
         )
+    if size and written[size - 1 : size] != b"\n":
+        raise DemiluneError(f"{folder.metrics} was edited: put the file back, or train in another folder")
     if len(written) > size:
         with replacing(folder.metrics) as beside:
             beside.write_bytes(written[:size])

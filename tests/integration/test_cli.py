@@ -277,3 +277,49 @@ def test_the_package_is_a_module_too() -> None:
     done = subprocess.run([sys.executable, "-m", "demilune", "--version"], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
     assert done.stdout.startswith("demilune 0.")
+
+
+def test_a_resumed_run_refuses_other_settings_and_loses_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(run)
+    resume = ["train", "--resume", "--out", str(run)]
+    refused([*resume, "--seed", "7"], capsys, "seed is 0 there and 7 here")
+    refused([*resume, "--method", "avm"], capsys, "method.name is 'sat' there and 'avm' here")
+    refused([*resume, "--training.epochs", "9"], capsys, "training.epochs is 1 there and 9 here")
+    assert files(run) == before
+
+
+def test_another_method_takes_another_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "digits-rat", "--method", "avm"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["name"] == "digits-avm"
+    assert main(["show", "digits-rat", "--method", "avm", "--name", "mine"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["name"] == "mine"
+
+
+def test_different_evaluations_of_a_run_lie_side_by_side(run: Path) -> None:
+    assert main(["evaluate", str(run), "--attacks", "fgsm", "--limit", "20"]) == 0
+    assert main(["evaluate", str(run), "--attacks", "fgsm", "--limit", "20", "--split", "train"]) == 0
+    assert main(["evaluate", str(run), "--attacks", "fgsm", "--limit", "20", "--ball.eps", "0.1"]) == 0
+    written = {path.name for path in (run / "evaluations").glob("*.json")}
+    assert {"best_fgsm_n20.json", "best_train_fgsm_n20.json", "best_fgsm_n20_eps0.1.json"} <= written
+
+
+def test_which_images_are_test_images_cannot_be_changed_afterwards(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(["evaluate", str(run), "--data.test", "1500"], capsys, "unrecognized arguments: --data.test")
+
+
+def test_an_attack_that_cannot_reach_the_edge_of_the_ball_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = ["--method.attack.step_ratio", "null", "--method.attack.step_size", "1/255"]
+    assert main(["train", "digits-sat", *TINY, *weak, "--out", str(tmp_path / "x")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "warning: the training attack takes 10 steps of 0.003922, which cannot reach eps = 0.15" in printed
+    assert "validation attack" not in printed
+
+
+def test_the_names_evaluate_takes_are_listed(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    assert main(["list", "attacks"]) == 0
+    assert "pgdKxR" in capsys.readouterr().out
+    refused(["evaluate", str(run), "--attacks", "fgms"], capsys, "did you mean 'fgsm'?")

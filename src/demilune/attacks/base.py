@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from demilune.core.geometry import Ball, per_image
 from demilune.core.losses import margin
 from demilune.core.random import Stream
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, unknown
 
 Model = Callable[[Tensor], Tensor]
 """Anything from images [N,C,H,W] in [0,1] to logits [N,K]; normalisation belongs inside."""
@@ -122,17 +122,22 @@ def _largest(
     for number, (point, logits) in enumerate(attack.path(model, x, y, ball, rng)):
         if number == 0 or logits is None:
             continue
-        height = margin(logits, y).to(value.dtype)
+        height = breach(logits, y)
         higher = height > value
         best = torch.where(per_image(higher, x), point, best)
         value = torch.where(higher, height, value)
     # The verdict on whether an image is broken is never taken from the search's own logits, which may be of
     # low precision: x_K and the best iterate so far are both run once more, without gradient.
     with torch.no_grad():
-        end = margin(model(point), y).to(value.dtype)
-        value = torch.where(value > float("-inf"), margin(model(best), y).to(value.dtype), value)
+        end = breach(model(point), y)
+        value = torch.where(value > float("-inf"), breach(model(best), y), value)
     higher = end > value
     return point, torch.where(per_image(higher, x), point, best), torch.where(higher, end, value)
+
+
+def breach(logits: Tensor, y: Tensor) -> Tensor:
+    """Return by how much each image is broken, float32 [N]: its margin; NaN logits are, as the judge has it, wrong."""
+    return margin(logits, y).float().nan_to_num(nan=float("inf"))
 
 
 def ascend(
@@ -169,6 +174,8 @@ def frozen(model: Model, bn: BatchNormMode | Literal["keep"]) -> Iterator[None]:
     ``keep``: every module's mode as it stands, running statistics untouched. Every flag is restored on leaving.
     What is no module is left alone.
     """
+    if bn not in ("eval", "train_frozen", "train", "keep"):
+        raise unknown("batch-norm mode", str(bn), ("eval", "train_frozen", "train", "keep"))
     if not isinstance(model, nn.Module):
         yield
         return

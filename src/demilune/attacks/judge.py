@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Model
+from demilune.attacks.base import Attack, Model, frozen, seeded
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
@@ -31,10 +31,11 @@ def survivors(
     """Attack images and say which are still classified correctly; one row per image.
 
     ``x`` [N,…] float32 in [0,1], ``y`` int64 [N]; ``rng`` carries the images' ids. ``search`` is the same model
-    in a lower precision for the attack to search with; the verdict is ``model``'s. Everything an evaluation
-    says is built on this.
+    in a lower precision for the attack to search with; the verdict is ``model``'s. The model is judged in the mode it
+    stands in: call ``model.eval()`` first, as an evaluation does. Nothing of it changes.
     """
-    return Verdict(correct(model, x, y), judged(model, x, attack(search or model, x, y, ball, rng), y, ball))
+    with frozen(model, "keep"), seeded(rng.sub("verdict"), x.device):
+        return Verdict(correct(model, x, y), judged(model, x, attack(search or model, x, y, ball, rng), y, ball))
 
 
 def correct(model: Model, x: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Iterate, IterativeAttack, Model, ascend, check_steps, last, read
+from demilune.attacks.base import Attack, Iterate, IterativeAttack, Model, ascend, breach, check_steps, last, read
 from demilune.core.geometry import Ball, per_image
 from demilune.core.losses import cross_entropy, margin, targeted_margin
 from demilune.core.random import Stream
@@ -165,7 +165,7 @@ class MultiTargeted(Attack):
             draws = rng.take(rows).sub("target", number)
             point = last(one.towards(model, x[rows], y[rows], wrong[rows, number], ball, draws))
             with torch.no_grad():
-                height = margin(model(point), y[rows]).to(value.dtype)
+                height = breach(model(point), y[rows])
             better = height > value[rows]
             best = best.index_copy(0, rows, torch.where(per_image(better, point), point, best[rows]))
             value = value.index_copy(0, rows, torch.where(better, height, value[rows]))

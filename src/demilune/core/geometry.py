@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from demilune.core.random import Stream
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 
 Norm = Literal["linf", "l2"]
 
@@ -35,6 +35,7 @@ class Ball:
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise DemiluneError(f"unknown norm {self.norm!r}: possible are l2, linf")
+        check_types(self)
         largest = 1.0 if self.norm == "linf" else 32.0
         if not (math.isfinite(self.eps) and 0.0 <= self.eps <= largest):
             raise DemiluneError(

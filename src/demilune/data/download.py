@@ -70,8 +70,8 @@ def fetch(url: str, path: Path, md5: str, progress: Progress | None = None) -> N
 def _transfer(url: str, part: Path, progress: Progress | None) -> None:
     """Append to ``part`` what it lacks of ``url``."""
     done = part.stat().st_size
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
         with urllib.request.urlopen(request, timeout=60) as response:
             # A server that does not know ranges sends everything (200): start over.
             begin = done if response.status == 206 else 0

@@ -151,6 +151,8 @@ def _decode(path: Path, size: int, grey: bool) -> Bytes:
             image = image.convert("L" if grey else "RGB")
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     except Exception as error:  # Pillow's decoders fail with any kind of exception on a broken file
-        raise DemiluneError(f"folder: {path} cannot be read as an image: {error}") from error
+        raise DemiluneError(
+            f"folder: {path} cannot be read as an image ({error}): replace it, or take it away"
+        ) from error
     pixels = np.asarray(image, dtype=np.uint8)
     return pixels[None] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -11,17 +11,17 @@ from typing import Any, Literal, final
 
 import torch
 
-from demilune.checkpoint import Checkpoint, fill, load
+from demilune.checkpoint import Checkpoint, fill, load_run
 from demilune.console import Line, console
 from demilune.core.random import Stream
 from demilune.data import Dataset, Split
 from demilune.errors import DemiluneError
 from demilune.evaluate.suite import STANDARD, suite
 from demilune.evaluate.table import Progress, evaluate, save_npz
-from demilune.experiment import Experiment, build, name_of, plain
+from demilune.experiment import Experiment, build, difference, name_of, plain
 from demilune.models import create
 from demilune.options import overlaid
-from demilune.results import Evaluation
+from demilune.results import Check, Evaluation
 from demilune.runs import RunFolder, environment, read_json, write_json
 from demilune.runtime import hardware
 
@@ -50,7 +50,7 @@ def assess(
     if request.batch < 1 or request.limit < 0:
         raise DemiluneError(f"batch {request.batch}, limit {request.limit}: they must be at least 1 and 0")
     entries = suite(request.attacks if request.attacks is not None else STANDARD, request.step_ratio)
-    checkpoint = load(file)
+    checkpoint = load_run(file)
     same_run(file, checkpoint)
     # Searching is float32 unless asked otherwise: the trainer's precision is no reason to attack with less.
     tree = overlaid(checkpoint.about["experiment"], {"runtime": {"precision": "float32"}})
@@ -62,9 +62,13 @@ def assess(
     model = rebuild(file, checkpoint, experiment).eval()
     model = experiment.runtime.place(model, device)
 
-    target = out or default_target(file)
+    target = out or default_target(file, request)
+    if out is not None:
+        check_target(out)
     partial = target.with_suffix(".partial.npz")
     identity = {
+        "data": dict(dataset.sha256),
+        "split": request.split,
         "weights": hashlib.sha256(file.read_bytes()).hexdigest(),
         "suite": [repr(one) for one in entries],
         "runtime": plain(experiment.runtime),
@@ -115,7 +119,7 @@ def assess(
         randomised=found.randomised,
         search_precision=experiment.runtime.precision,
         rows=found.rows,
-        checks=found.checks,
+        checks=(*found.checks, *same_data(checkpoint, dataset)),
         seed=request.seed,
         seconds=time.monotonic() - begun,
         environment=about | {"device": hardware(device)},
@@ -132,10 +136,37 @@ class Stopped(Exception):  # noqa: N818 - no error
     """Somebody wished to stop; what is done so far is on the disk."""
 
 
-def default_target(file: Path) -> Path:
-    """Return where a checkpoint's evaluation goes: into its run folder, or beside the file."""
+def default_target(file: Path, request: Request) -> Path:
+    """Return where a checkpoint's evaluation goes: into its run folder, or beside the file.
+
+    Whatever differs from the defaults is in the name, so that one evaluation does not take another's place.
+    """
+    ball = request.settings.get("ball", {})
+    asked: list[str] = [request.split] if request.split != "test" else []
+    asked += ["-".join(request.attacks)] if request.attacks not in (None, STANDARD) else []
+    asked += [f"n{request.limit}"] if request.limit else []
+    asked += [f"ratio{request.step_ratio:g}"] if request.step_ratio != 0.25 else []
+    asked += [f"seed{request.seed}"] if request.seed else []
+    asked += [str(ball["norm"])] if "norm" in ball else []
+    asked += [f"eps{ball['eps']:g}"] if "eps" in ball else []
+    stem = "_".join([file.stem, *asked])
     folder = RunFolder(file.parent)
-    return folder.evaluation(file.stem) if folder.experiment.exists() else file.with_suffix(".json")
+    return folder.evaluation(stem) if folder.experiment.exists() else file.with_name(f"{stem}.json")
+
+
+def check_target(out: Path) -> None:
+    """Refuse to write over anything but an earlier evaluation."""
+    if out.is_dir() or not out.name:
+        raise DemiluneError(f"{out} is a folder: name the JSON file to write, as --out {out / 'found.json'}")
+    if out.exists() and not (out.is_file() and _is_evaluation(out)):
+        raise DemiluneError(f"{out} is there, and no evaluation: name a new file, so that nothing is lost")
+
+
+def _is_evaluation(path: Path) -> bool:
+    try:
+        return {"rows", "checks"} <= read_json(path, "an evaluation").keys()
+    except DemiluneError:
+        return False
 
 
 def same_run(file: Path, checkpoint: Checkpoint) -> None:
@@ -146,7 +177,7 @@ def same_run(file: Path, checkpoint: Checkpoint) -> None:
         other = checkpoint.about["experiment"]
         if told != other:
             raise DemiluneError(
-                f"{file} is of another run than its folder ({other['name']}, not {told['name']}): "
+                f"{file} is of another run than its folder ({difference(other, told)}): "
                 "put the right file back, or move this one out to evaluate it alone"
             )
 
@@ -163,6 +194,20 @@ def check_data(file: Path, checkpoint: Checkpoint, dataset: Dataset) -> None:
             f"{file} tells {len(made['classes'])} classes apart; {dataset.name} has {len(dataset.classes)}: "
             "name the data it was trained for"
         )
+    if list(dataset.classes) != made["classes"]:
+        other = next(i for i, (a, b) in enumerate(zip(dataset.classes, made["classes"], strict=True)) if a != b)
+        raise DemiluneError(
+            f"{file} calls class {other} {made['classes'][other]!r}; {dataset.name} calls it "
+            f"{dataset.classes[other]!r}: name the data it was trained for"
+        )
+
+
+def same_data(checkpoint: Checkpoint, dataset: Dataset) -> tuple[Check, ...]:
+    """Warn where the images are divided or made otherwise than for training: they may hold what was trained on."""
+    if checkpoint.about["data"].get("sha256") == dict(dataset.sha256):
+        return ()
+    text = "the data differ from those of the training: images judged here may have been trained on"
+    return (Check("data", "warning", text),)
 
 
 def chosen_images(dataset: Dataset, request: Request) -> Split:

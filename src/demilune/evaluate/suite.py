@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -107,12 +108,21 @@ class Restarted(Entry):
         return {name: judged(model, x, points, y, ball) for name, points in zip(self.rows(), found, strict=True)}
 
 
+FORMS = (
+    "fgsm",
+    "pgdK, K steps from one start",
+    "pgdKxR, R restarts",
+    "cwK, K steps on the margin",
+    "multiTxK, K steps at each of T targets",
+)
+"""What an attack of a suite can be called."""
+
 _FORMS = (
-    (re.compile(r"fgsm"), "fgsm"),
-    (re.compile(r"pgd(\d+)"), "pgdK, K steps from one start"),
-    (re.compile(r"pgd(\d+)x(\d+)"), "pgdKxR, R restarts"),
-    (re.compile(r"cw(\d+)"), "cwK"),
-    (re.compile(r"multi(\d+)x(\d+)"), "multiTxK, T targets"),
+    re.compile(r"fgsm"),
+    re.compile(r"pgd(\d+)"),
+    re.compile(r"pgd(\d+)x(\d+)"),
+    re.compile(r"cw(\d+)"),
+    re.compile(r"multi(\d+)x(\d+)"),
 )
 
 
@@ -121,16 +131,13 @@ def entry(name: str, step_ratio: float = 0.25) -> Entry:
 
     Raises DemiluneError for a name of no known form.
     """
-    form, numbers = next(
-        (
-            (i, [int(n) for n in found.groups()])
-            for i, (form, _) in enumerate(_FORMS)
-            if (found := form.fullmatch(name))
-        ),
-        (-1, []),
-    )
+    matches = [form.fullmatch(name) for form in _FORMS]
+    form = next((i for i, found in enumerate(matches) if found), -1)
+    numbers = [int(n) for found in matches if found for n in found.groups()]
     if form == -1:
-        raise DemiluneError(f"unknown attack {name!r}: possible are {'; '.join(text for _, text in _FORMS)}")
+        near = difflib.get_close_matches(name, STANDARD, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DemiluneError(f"unknown attack {name!r}: {hint}possible are {'; '.join(FORMS)}")
     if any(number < 1 for number in numbers):
         raise DemiluneError(f"attack {name!r}: its numbers must be 1 or more")
     if form == 0:

@@ -61,7 +61,7 @@ class AVM(Method):
         if self.clamp:
             vertex = vertex.clamp(0.0, 1.0)
         weight = rng.sub("avm").uniform("weight", (len(x), count), dtype=x.dtype).T
-        points = segment(vertex, x, weight.reshape(count, -1, 1, 1, 1)).flatten(0, 1)
+        points = segment(vertex, x, weight.reshape(count, -1, *[1] * (x.dim() - 1))).flatten(0, 1)
         if self.clamp:
             points = points.clamp(0.0, 1.0)  # a convex combination may leave the box by one rounding
         mass = (weight * self.mass_clean + (1.0 - weight) * self.mass_vertex).flatten()

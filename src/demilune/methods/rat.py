@@ -14,7 +14,7 @@ from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
 from demilune.core.regions import triangle
 from demilune.core.targets import distance_aware, entropy, smooth
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.methods.base import Batch, Examples, Method, Note
 from demilune.methods.sat import check_mass
 
@@ -66,14 +66,15 @@ class RAT(Method):
     bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_mass("mass_high", self.mass_high)
         check_mass("mass_low", self.mass_low)
         if self.samples < 1:
             raise DemiluneError(f"samples = {self.samples}: it must be 1 or more")
-        if not 0.0 <= self.scale_from <= self.scale < float("inf") or self.scale == 0.0:
+        if not 0.0 <= self.scale_from <= self.scale <= 1e3 or self.scale == 0.0:
             raise DemiluneError(
                 f"scale_from = {self.scale_from:g}, scale = {self.scale:g}: they must satisfy "
-                "0 <= scale_from <= scale with scale > 0"
+                "0 <= scale_from <= scale <= 1000 with scale > 0"
             )
         if self.scales == "grid" and any(abs(s * 10 - round(s * 10)) > 1e-9 for s in (self.scale, self.scale_from)):
             raise DemiluneError(

@@ -13,7 +13,7 @@ from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
 from demilune.core.targets import entropy, smooth
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.methods.base import Batch, Examples, Method
 
 
@@ -35,6 +35,7 @@ class SAT(Method):
     bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_mass("mass", self.mass)
 
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
