@@ -172,19 +172,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a configuration file (YAML, of which JSON is a part)."""
     import yaml
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        """Refuses a key that is given twice, of which YAML would take the last in silence."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
-            if twice is not None:
-                raise DemiluneError(f"{path} gives {twice} twice (line {node.start_mark.line + 1} on): leave one out")
-            made: dict[Any, Any] = super().construct_mapping(node, deep)
-            return made
-
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        text = path.read_text(encoding="utf-8")
+        twice, value = repeated(yaml.compose(text, yaml.SafeLoader)), yaml.safe_load(text)
         json.dumps(value, default=str, skipkeys=True)  # an anchor inside itself has no end
     except FileNotFoundError:
         raise DemiluneError(
@@ -192,9 +182,32 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DemiluneError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if twice:
+        raise DemiluneError(f"{path} gives {twice} twice: leave one out")
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise DemiluneError(f"{path} holds no fields: a mapping as `method: rat` was expected")
     return value
+
+
+def repeated(root: Any) -> str | None:
+    """Return a key that a mapping of a YAML document gives twice, of which YAML takes the last in silence."""
+    import yaml
+
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an anchor
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                return str(twice)
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+    return None
 
 
 # --- train -----------------------------------------------------------------------------------------------------------

@@ -87,20 +87,20 @@ class Line(AbstractContextManager["Line"]):
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-class Output(Console):
-    """A console that goes on in silence when its reader goes away, as `| head` does: no work is lost for that."""
+def console(stream: Any = None, width: int = 1) -> Console:
+    """Return the console on standard output, at least ``width`` columns wide.
 
-    def on_broken_pipe(self) -> None:
-        """Send what is still to be printed nowhere."""
-        self.quiet = True
+    It goes on in silence when its reader goes away, as `| head` does: no work is lost for that.
+    """
+    made = Console(file=stream)
+
+    def go_on() -> None:
+        made.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
 
-
-def console(stream: Any = None, width: int = 1) -> Console:
-    """Return the console on standard output, at least ``width`` columns wide."""
-    made = Output(file=stream)
+    made.on_broken_pipe = go_on  # type: ignore[method-assign]
     if made.width < width:
         made.width = width if width > 1 else 80  # a width of 0 would print nothing
     return made

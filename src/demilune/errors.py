@@ -31,7 +31,7 @@ def check_types(value: typing.Any) -> None:
             if given not in typing.get_args(kind):
                 raise unknown(field.name, str(given), typing.get_args(kind))
             continue
-        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (typing.get_origin(kind) or kind,)
         wide = {int: Integral, float: Real}
         fits = isinstance(given, tuple(wide.get(one, one) for one in kinds))
         if not fits or (isinstance(given, bool) and bool not in kinds):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 
 
 def standard_error(rate: float, n: int) -> float:
@@ -110,6 +110,14 @@ class Evaluation:
             rows = tuple(Row(**row) for row in value["rows"])
             checks = tuple(Check(**check) for check in value["checks"])
             rest = {k: v for k, v in value.items() if k not in ("rows", "checks", "classes")}
-            return cls(rows=rows, checks=checks, classes=tuple(value["classes"]), **rest)
+            found = cls(rows=rows, checks=checks, classes=tuple(value["classes"]), **rest)
         except (KeyError, TypeError) as error:
             raise DemiluneError(f"this is no evaluation of demilune's ({error}): evaluate the model again") from None
+        try:
+            for part in (found, *rows, *checks):
+                check_types(part)
+        except DemiluneError as error:
+            raise DemiluneError(f"this is a broken evaluation ({error}): evaluate the model again") from None
+        if not (math.isfinite(found.eps) and math.isfinite(found.seconds)):
+            raise DemiluneError("this is a broken evaluation (eps or seconds is no number): evaluate the model again")
+        return found

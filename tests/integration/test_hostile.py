@@ -345,3 +345,34 @@ def test_fields_of_wrong_types_in_a_library_s_hands() -> None:
     assert RAT(PGD(steps=2)).attack.steps == 2
     with pytest.raises(DemiluneError, match="has no field name"):
         build(Experiment, {})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("eps",), None),
+        (("eps",), float("nan")),
+        (("seconds",), float("inf")),
+        (("data_sha256",), []),
+        (("method",), {}),
+        (("parameters",), "x"),
+        (("rows", 1, "right"), None),
+        (("rows", 1, "right_after"), "x"),
+        (("rows", 1, "title"), 5),
+        (("rows", 1, "forwards"), []),
+        (("checks", 0, "level"), None),
+    ],
+)
+def test_reports_of_broken_evaluations(
+    run: Path, tmp_path: Path, path: tuple[str | int, ...], value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.json"
+    assert main(["evaluate", str(run), *QUICK, "--out", str(file)]) == 0
+    found = json.loads(file.read_text())
+    place: Any = found
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    file.write_text(json.dumps(found))
+    refused(["report", str(file), "--out", str(tmp_path / "report")], capsys, "x.json", "evaluate the model again")
+    assert not (tmp_path / "report").exists()

@@ -74,14 +74,16 @@ def assess(
         "runtime": plain(experiment.runtime),
         "seed": request.seed,
     }
-    begun, title = time.monotonic(), ""
+    begun = ended = time.monotonic()
+    title = ""
     with Line(console(), len(entries) + 1) as line:
 
         def watch(event: Progress) -> None:
-            nonlocal title
+            nonlocal title, ended
             if event.title != title:
                 title = event.title
-                line.total, line.first, line.done, line.begun = event.total, 0, 0, time.monotonic()
+                line.total, line.first, line.done, line.begun = event.total, 0, 0, ended
+            ended = time.monotonic()
             line.move(event.done, f"{event.title}, {event.right} standing")
             if stopping():
                 raise Stopped
