@@ -452,8 +452,12 @@ def report(argv: Sequence[str]) -> int:
 
 def list_(argv: Sequence[str]) -> int:
     """``demilune list KIND``."""
-    parser = command_parser("list", "methods|attacks|models|data|schedules|averages|presets", "List what there is.")
-    parser.add_argument("kind", metavar="KIND", help="methods, attacks, models, data, schedules, averages or presets")
+    parser = command_parser(
+        "list", "methods|moves|attacks|models|data|schedules|averages|presets", "List what there is."
+    )
+    parser.add_argument(
+        "kind", metavar="KIND", help="methods, moves, attacks, models, data, schedules, averages or presets"
+    )
     kind = parser.parse_args(argv).kind
     from demilune.attacks import ATTACKS
     from demilune.experiment import VARIANTS
@@ -567,7 +571,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a network, or go on training it"),
     "evaluate": (evaluate, "attack a trained network and tell who survived"),
     "report": (report, "draw runs into one HTML file, with tables and figures"),
-    "list": (list_, "list methods, attacks, models, data, schedules, averages, presets"),
+    "list": (list_, "list methods, moves, attacks, models, data, schedules, averages, presets"),
     "show": (show, "print a preset with all its fields"),
     "data": (data, "look at a data set, or download it"),
     "completion": (completion, "print a completion script for bash, zsh or fish"),

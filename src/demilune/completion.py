@@ -9,7 +9,7 @@ from demilune.experiment import VARIANTS, build
 from demilune.options import add_fields
 from demilune.presets import PRESETS
 
-LISTS = ("methods", "attacks", "models", "data", "schedules", "averages", "presets")
+LISTS = ("methods", "moves", "attacks", "models", "data", "schedules", "averages", "presets")
 
 
 def script(shell: str, commands: Sequence[str]) -> str:

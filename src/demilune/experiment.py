@@ -16,16 +16,17 @@ from demilune.data import DATA, Data
 from demilune.errors import DemiluneError, check_types, unknown
 from demilune.methods import METHODS, Method
 from demilune.models import MODELS, Architecture
+from demilune.moves import MOVES, NoMove, WeightMove
 from demilune.runtime import Runtime
 from demilune.schedules import AVERAGES, SCHEDULES, Average, NoAverage, Piecewise, Schedule
 
 VARIANTS: Mapping[str, Mapping[str, type]] = types.MappingProxyType(
-    {"data": DATA, "model": MODELS, "method": METHODS, "schedule": SCHEDULES, "average": AVERAGES}
+    {"data": DATA, "model": MODELS, "method": METHODS, "move": MOVES, "schedule": SCHEDULES, "average": AVERAGES}
 )
 """The fields of an experiment whose class is chosen by name, with the classes they can hold."""
 
 TABLES: Mapping[type, Mapping[str, type]] = types.MappingProxyType(
-    dict(zip((Data, Architecture, Method, Schedule, Average), VARIANTS.values(), strict=True))
+    dict(zip((Data, Architecture, Method, WeightMove, Schedule, Average), VARIANTS.values(), strict=True))
 )
 """The same by the abstract class of the field."""
 
@@ -59,7 +60,7 @@ class Training:
     nesterov: bool = False
     weight_decay: float = 2e-4
     decay: Literal["all", "kernels"] = "all"
-    validation: PGD = PGD()  # noqa: RUF009 - a frozen value
+    validation: PGD = PGD()
     validate_every: int = 1
     alarm: float = 0.2
     stop_on_alarm: bool = False
@@ -105,11 +106,19 @@ class Experiment:
     model: Architecture
     method: Method
     ball: Ball
-    schedule: Schedule = Piecewise()  # noqa: RUF009 - a frozen value
-    average: Average = NoAverage()  # noqa: RUF009 - a frozen value
+    move: WeightMove = NoMove()
+    schedule: Schedule = Piecewise()
+    average: Average = NoAverage()
     training: Training = Training()
-    runtime: Runtime = Runtime()  # noqa: RUF009 - a frozen value
+    runtime: Runtime = Runtime()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.training.parts > 1 and not isinstance(self.move, NoMove):
+            raise DemiluneError(
+                f"training.parts = {self.training.parts} with the move {name_of(self.move)}: the offset is the whole "
+                "batch's; use one part, or move none"
+            )
 
 
 Value = TypeVar("Value")

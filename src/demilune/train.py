@@ -20,13 +20,15 @@ from demilune.attacks import frozen, seeded, survivors
 from demilune.checkpoint import FORMAT, Checkpoint, fill, load_run, save
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
+from demilune.core.weights import moved
 from demilune.data import Dataset, Split
 from demilune.data.augment import crop_flip
 from demilune.data.order import order
 from demilune.errors import DemiluneError
 from demilune.experiment import Experiment, difference, plain
-from demilune.methods import Batch, Method, Note, Standard
+from demilune.methods import Batch, Examples, Method, Note, Standard
 from demilune.models import create
+from demilune.moves import NoMove, WeightMove
 from demilune.runs import RunFolder, alone, environment, read_json, replacing, write_json
 from demilune.runtime import enough_memory, hardware, peak_memory
 
@@ -43,13 +45,19 @@ def step(
     rng: Stream,
     parts: int = 1,
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    move: WeightMove = NoMove(),
 ) -> dict[str, Note]:
     """Take one step of adversarial training; the whole of it.
 
-    The gradient is that of the mean loss over all rows, accumulated over ``parts`` portions of the batch. Returns
+    The gradient is that of the mean loss over all rows at the weights plus the offset of ``move``, accumulated over
+    ``parts`` portions of the batch. Returns
     what the method notes, and ``loss`` and ``excess`` (the loss above its label's entropy), as sums and weights
     on the device.
     """
+    if parts > 1 and not isinstance(move, NoMove):
+        raise DemiluneError(
+            f"parts = {parts} with a weight move: its offset is the whole batch's; use parts 1, or no move"
+        )
     optimizer.zero_grad(set_to_none=True)
     notes: dict[str, Note] = {}
     portions = zip(batch.x.chunk(parts), batch.y.chunk(parts), batch.ids.chunk(parts), strict=True)
@@ -58,13 +66,34 @@ def step(
         with seeded(rng.sub("part", number), x.device), autocast():
             with frozen(model, method.bn):
                 made = method.examples(model, batch._replace(x=x, y=y, ids=ids), ball, here)
-            losses = method.objective(model, made)
-        (losses.mean() * (len(x) / len(batch.x))).backward()
+            offset = offset_of(move, method, model, made)
+        with moved(model, offset):
+            with seeded(rng.sub("outer", number), x.device), autocast():
+                losses = method.objective(model, made)
+            (losses.mean() * (len(x) / len(batch.x))).backward()
+        decay_there(model, optimizer, offset)
         losses, rows = losses.detach(), torch.ones_like(losses, requires_grad=False).sum()
         mine = {"loss": Note(losses.sum(), rows), "excess": Note((losses - made.floor).sum(), rows)}
         notes = added(notes, {**mine, **made.notes})
     optimizer.step()
     return notes
+
+
+def offset_of(move: WeightMove, method: Method, model: nn.Module, made: Examples) -> Mapping[str, Tensor]:
+    """Return where the outer gradient is taken, relative to the weights."""
+    if made.batch.epoch < move.starts():
+        return {}
+    return move.offset(model, lambda: method.climbed(model, made))
+
+
+def decay_there(model: nn.Module, optimizer: torch.optim.Optimizer, offset: Mapping[str, Tensor]) -> None:
+    """Let weight decay act at w + offset, as the released code of AWP and RWP does."""
+    if not offset:
+        return
+    rates = {id(p): group.get("weight_decay", 0.0) for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if name in offset and parameter.grad is not None:
+            parameter.grad.add_(offset[name], alpha=rates.get(id(parameter), 0.0))
 
 
 def added(one: Mapping[str, Note], other: Mapping[str, Note]) -> dict[str, Note]:
@@ -187,6 +216,7 @@ def _fit(
             here.sub("method"),
             training.parts,
             functools.partial(runtime.autocast, device),
+            experiment.move,
         )
         follow(state, experiment.average.pull(done, steps, per_epoch))
         tally = added(tally, notes)
@@ -453,11 +483,12 @@ def estimate(experiment: Experiment, dataset: Dataset, state: State, root: Strea
     batch = draw(dataset, index, 0, root.sub("estimate"))
     batch = batch._replace(x=experiment.runtime.layout(batch.x))
     autocast = functools.partial(experiment.runtime.autocast, device)
+    move = experiment.move
     seconds = 0.0
     for _ in range(2):  # the first also pays for warming up
         begun = time.perf_counter()
         rng = root.sub("estimate")
-        step(model, optimizer, method, batch, experiment.ball, rng, training.parts, autocast)
+        step(model, optimizer, method, batch, experiment.ball, rng, training.parts, autocast, move)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - begun

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import tiny
-from demilune.attacks import ATTACKS, CW, FGSM, PGD, Attack, BestOf, MultiTargeted, TargetedPGD
+from demilune.attacks import ATTACKS, CW, FGSM, KLPGD, PGD, Attack, BestOf, MultiTargeted, TargetedPGD
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
@@ -20,6 +20,7 @@ TABLE: dict[str, Attack] = {
     "fgsm": FGSM(),
     "pgd": PGD(steps=3, step_ratio=0.5),
     "cw": CW(steps=3, step_ratio=0.5),
+    "kl_pgd": KLPGD(steps=3, step_ratio=0.5),
     "targeted_pgd": TargetedPGD(steps=3, step_ratio=0.5),
     "multi_targeted": MultiTargeted(targets=2, steps=2, step_ratio=0.5),
     "best_of": BestOf(PGD(steps=2, step_ratio=0.5), restarts=2),

@@ -10,18 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from conftest import BALL, batch_of, stream, tiny
-from demilune.attacks import PGD, frozen
+from demilune.attacks import KLPGD, PGD, frozen
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.core.targets import one_hot
-from demilune.methods import AVM, METHODS, RAT, SAT, Batch, Examples, Method, Standard
+from demilune.methods import ADT, AVM, GAIRAT, MART, METHODS, RAT, SAT, TRADES, Batch, Examples, Method, Standard
 from demilune.train import step
 
 ATTACK = PGD(steps=3, step_ratio=0.4)
 TABLE: dict[str, Method] = {
     "standard": Standard(),
     "sat": SAT(ATTACK),
+    "trades": TRADES(KLPGD(steps=3, step_ratio=0.4)),
+    "mart": MART(replace(ATTACK, noise=0.001)),
     "avm": AVM(ATTACK),
+    "adt": ADT(steps=2, draws=2),
+    "gairat": GAIRAT(ATTACK),
     "rat": RAT(ATTACK),
 }
 VARIANTS: dict[str, Method] = TABLE | {

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from conftest import BALL, batch_of, tiny
-from demilune.attacks import PGD
+from demilune.attacks import KLPGD, PGD
 from demilune.core.random import Stream
-from demilune.methods import AVM, METHODS, RAT, SAT, Method, Standard
+from demilune.methods import ADT, AVM, GAIRAT, MART, METHODS, RAT, SAT, TRADES, Method, Standard
 from demilune.train import step
 
 ATTACK = PGD(steps=3, step_ratio=0.4)
@@ -22,6 +22,10 @@ GOLDEN: dict[str, tuple[Method, list[float]]] = {
         SAT(ATTACK),
         [1.5069616664717276, 1.3953673365344286, 1.3088844457009308, 1.2792803814715539, 1.2474969188178646],
     ),
+    "trades": (TRADES(KLPGD(steps=3, step_ratio=0.4)), []),
+    "mart": (MART(PGD(steps=3, step_ratio=0.4, noise=0.001)), []),
+    "adt": (ADT(steps=2, draws=2), []),
+    "gairat": (GAIRAT(ATTACK), []),
     "avm": (
         AVM(ATTACK),
         [1.3809092761425847, 1.4319092317302324, 1.3968431214138177, 1.332548082246851, 1.343256804703652],

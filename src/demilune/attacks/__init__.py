@@ -18,13 +18,14 @@ from demilune.attacks.base import (
     seeded,
 )
 from demilune.attacks.judge import Verdict, correct, judged, survivors
-from demilune.attacks.pgd import CW, FGSM, PGD, BestOf, MultiTargeted, TargetedPGD
+from demilune.attacks.pgd import CW, FGSM, KLPGD, PGD, BestOf, MultiTargeted, TargetedPGD
 
 ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
     {
         "fgsm": FGSM,
         "pgd": PGD,
         "cw": CW,
+        "kl_pgd": KLPGD,
         "targeted_pgd": TargetedPGD,
         "multi_targeted": MultiTargeted,
         "best_of": BestOf,
@@ -35,6 +36,7 @@ __all__ = [
     "ATTACKS",
     "CW",
     "FGSM",
+    "KLPGD",
     "PGD",
     "Attack",
     "BatchNormMode",

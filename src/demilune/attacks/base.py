@@ -5,16 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from demilune.core.geometry import Ball, per_image
 from demilune.core.losses import margin
 from demilune.core.random import Stream
+from demilune.core.weights import untracked
 from demilune.errors import DemiluneError, unknown
 
 Model = Callable[[Tensor], Tensor]
@@ -181,21 +181,14 @@ def frozen(model: Model, bn: BatchNormMode | Literal["keep"]) -> Iterator[None]:
         return
     modes = [(module, module.training) for module in model.modules()]
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tracking: list[nn.modules.batchnorm._BatchNorm] = []
     try:
         for parameter in weights:
             parameter.requires_grad_(False)
         if bn != "keep":
             model.train(bn != "eval")
-        if bn in ("train_frozen", "keep"):
-            norms = (m for m in model.modules() if isinstance(m, _BatchNorm))
-            tracking = [m for m in norms if m.training and m.track_running_stats]
-            for norm in tracking:
-                norm.track_running_stats = False
-        yield
+        with untracked(model) if bn in ("train_frozen", "keep") else nullcontext():
+            yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
         for module, mode in modes:
             module.training = mode
         for parameter in weights:

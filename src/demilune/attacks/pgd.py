@@ -11,7 +11,7 @@ from torch import Tensor
 
 from demilune.attacks.base import Attack, Iterate, IterativeAttack, Model, ascend, breach, check_steps, last, read
 from demilune.core.geometry import Ball, per_image
-from demilune.core.losses import cross_entropy, margin, targeted_margin
+from demilune.core.losses import cross_entropy, kl, margin, targeted_margin
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
 
@@ -40,19 +40,26 @@ class PGD(IterativeAttack):
     step_size: step size α in pixel units of [0,1]
     step_ratio: step size as a ratio of ε; when given, α = step_ratio · ε and step_size is not used
     random_start: whether to begin at a random point of the ball rather than at the image
+    noise: when above 0, the random start is x + noise · N(0, I) instead (MART)
     """
 
     steps: int = 10
     step_size: float = 2 / 255
     step_ratio: float | None = None
     random_start: bool = True
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         check_steps(self.steps, self.step_size, self.step_ratio)
+        if not 0.0 <= self.noise < 1.0:
+            raise DemiluneError(f"noise = {self.noise:g}: it must be 0 or more and below 1")
 
     def path(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Iterator[Iterate]:
         """Yield x'_0 … x'_K."""
         start = ball.sample(x, rng.sub("start")) if self.random_start else x
+        if self.random_start and self.noise > 0.0:
+            gaussian = rng.sub("start").normal("gaussian", x.shape, dtype=x.dtype)
+            start = ball.project(x + self.noise * gaussian, x)
         size = _size(self.step_size, self.step_ratio, ball)
         return ascend(model, x, start, lambda logits: cross_entropy(logits, y), ball, size, self.steps)
 
@@ -87,6 +94,40 @@ class CW(IterativeAttack):
 
         start = ball.sample(x, rng.sub("start"))
         return ascend(model, x, start, loss, ball, _size(self.step_size, self.step_ratio, ball), self.steps)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class KLPGD(IterativeAttack):
+    """x'_0 = x + σ N(0, I); K times x' ← Π(x' + α sign ∇KL(p(x) ‖ p(x'))): TRADES' attack (Zhang et al. 2019).
+
+    Source: released code; baselines.md 2. Labels are not used. p(x) is computed once, which in eval mode is what
+    computing it at every step gives. Without noise the gradient at x is zero, and nothing moves.
+
+    steps: number of gradient steps, K
+    step_size: step size α in pixel units of [0,1]
+    step_ratio: step size as a ratio of ε; when given, α = step_ratio · ε and step_size is not used
+    noise: standard deviation σ of the start
+    """
+
+    steps: int = 10
+    step_size: float = 2 / 255
+    step_ratio: float | None = None
+    noise: float = 0.001
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps, self.step_size, self.step_ratio)
+        if not 0.0 < self.noise < 1.0:
+            raise DemiluneError(f"noise = {self.noise:g}: without it the gradient is zero; it must be between 0 and 1")
+
+    def path(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Iterator[Iterate]:
+        """Yield x'_0 … x'_K; the start is projected only where no step follows, as in the released code."""
+        with torch.no_grad():
+            clean = model(x)
+        start = x + self.noise * rng.sub("start").normal("gaussian", x.shape, dtype=x.dtype)
+        start = start if self.steps else ball.project(start, x)
+        size = _size(self.step_size, self.step_ratio, ball)
+        return ascend(model, x, start, lambda logits: kl(clean, logits), ball, size, self.steps)
 
 
 @final

@@ -108,8 +108,9 @@ class Stream:
     def normal(self, purpose: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw N(0, 1) by Box and Muller from 24 + 24 bits."""
         bits = self._bits(purpose, shape)
-        radius = _shift(bits, 40).to(torch.float32).add_(1.0).mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
-        angle = (bits & ((1 << 24) - 1)).to(torch.float32).mul_(2.0 * math.pi * 2.0**-24)
+        work = torch.float64 if dtype == torch.float64 else torch.float32
+        radius = _shift(bits, 40).to(work).add_(1.0).mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
+        angle = (bits & ((1 << 24) - 1)).to(work).mul_(2.0 * math.pi * 2.0**-24)
         return (radius * angle.cos_()).to(dtype)
 
     def integers(self, purpose: Key, shape: Sequence[int], low: int, high: int) -> Tensor:

@@ -39,7 +39,7 @@ class AVM(Method):
     bn: batch norm during the attack: eval, train_frozen or train
     """
 
-    attack: PGD = PGD()  # noqa: RUF009 - a frozen value
+    attack: PGD = PGD()
     gamma: float = 2.0
     mass_clean: float = 1.0
     mass_vertex: float = 0.1

@@ -64,3 +64,7 @@ class Method(ABC):
     @abstractmethod
     def objective(self, model: nn.Module, made: Examples) -> Tensor:
         """Return the outer loss, one value per row [R]: a pure function of weights and examples."""
+
+    def climbed(self, model: nn.Module, made: Examples) -> Tensor:
+        """Return what a weight move ascends, [R]: by default the outer loss above its label's entropy."""
+        return self.objective(model, made) - made.floor

@@ -50,7 +50,7 @@ class RAT(Method):
     bn: batch norm during the attack: eval, train_frozen or train  (A9)
     """
 
-    attack: PGD = PGD()  # noqa: RUF009 - a frozen value
+    attack: PGD = PGD()
     samples: int = 2
     scale: float = 2.0
     scale_from: float = 0.0

@@ -30,7 +30,7 @@ class SAT(Method):
     bn: batch norm during the attack: eval, train_frozen or train (the released code's)
     """
 
-    attack: PGD = PGD()  # noqa: RUF009 - a frozen value
+    attack: PGD = PGD()
     mass: float = 1.0
     bn: BatchNormMode = "eval"
 

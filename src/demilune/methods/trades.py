@@ -1,0 +1,57 @@
+"""TRADES (Zhang et al., ICML 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor, nn
+
+from demilune.attacks import KLPGD, BatchNormMode
+from demilune.core.geometry import Ball
+from demilune.core.losses import cross_entropy, kl
+from demilune.core.random import Stream
+from demilune.core.targets import entropy, one_hot
+from demilune.errors import DemiluneError
+from demilune.methods.base import Batch, Examples, Method
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TRADES(Method):
+    """min_θ mean [ CE(f(x), y) + β KL(p(x) ‖ p(x')) ], where x' maximises that KL.
+
+    Source: released code; baselines.md 2. Gradients flow through both arguments of the KL. The image and its attack are
+    run forward once each, separately (the released code runs the image twice; one batch of both would change batch
+    norm's statistics).
+
+    attack: the inner maximisation of the KL
+    beta: weight β of the KL
+    bn: batch norm during the attack: eval (the released code's), train_frozen or train
+    """
+
+    attack: KLPGD = KLPGD()
+    beta: float = 6.0
+    bn: BatchNormMode = "eval"
+
+    def __post_init__(self) -> None:
+        check_weight("beta", self.beta)
+
+    def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
+        """Return x'; labels are not looked at."""
+        points = self.attack.perturb(model, batch.x, batch.y, ball, rng)
+        targets = one_hot(batch.y, batch.classes, points.dtype)
+        return Examples(batch, points, targets, entropy(targets), {}, {})
+
+    def objective(self, model: nn.Module, made: Examples) -> Tensor:
+        """Return CE + β KL, [N]."""
+        logits = model(made.batch.x)
+        if self.beta == 0.0:
+            return cross_entropy(logits, made.targets)
+        return cross_entropy(logits, made.targets) + self.beta * kl(logits, model(made.points))
+
+
+def check_weight(name: str, value: float) -> None:
+    """Refuse a weight of a loss that is negative or no number."""
+    if not 0.0 <= value < float("inf"):
+        raise DemiluneError(f"{name} = {value:g}: the weight of a loss must be 0 or more")

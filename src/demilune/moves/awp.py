@@ -1,0 +1,54 @@
+"""AWP: adversarial weight perturbation (Wu, Xia, Wang, NeurIPS 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from demilune.core.weights import movable, untracked
+from demilune.moves.base import WeightMove, check_move
+
+TINY = 1e-20
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AWP(WeightMove):
+    """v_t = γ ‖w_t‖ g_t / ‖g_t‖ for every tensor t of P(w), with g = ∇_w of the mean training loss.
+
+    Source: released code (utils_awp.py of the training scripts, the one step they take); rwp.md 4. Batch norm uses
+    the batch's statistics, and the running ones are left as found.
+
+    gamma: size γ of the offset of each tensor, relative to the tensor's norm
+    warmup: epochs trained without it
+    """
+
+    gamma: float = 0.01
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        check_move(self.gamma, self.warmup)
+
+    def starts(self) -> int:
+        """Return the warm-up."""
+        return self.warmup
+
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor]) -> Mapping[str, Tensor]:
+        """Return one normalised step per tensor."""
+        if self.gamma == 0.0:
+            return {}
+        weights = movable(model)
+        with untracked(model), torch.enable_grad():
+            gradients = torch.autograd.grad(climbed().mean(), list(weights.values()))
+        pairs = zip(weights.items(), gradients, strict=True)
+        return {name: g * (self.gamma * norm(w) / (norm(g) + TINY)).to(g.dtype) for (name, w), g in pairs}
+
+
+def norm(tensor: Tensor) -> Tensor:
+    """Return the Euclidean norm, summed in float64: float32 is off by 2e-4 over millions of elements (rwp.md 9)."""
+    length: Tensor = torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)
+    return length

@@ -1,0 +1,57 @@
+"""What a weight move is: an offset at which the outer gradient is taken."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor, nn
+
+from demilune.errors import DemiluneError
+
+
+class WeightMove(ABC):
+    """An offset of the weights, computed before every step; any method can be trained with any move.
+
+    The step takes its gradient at w + offset, where weight decay acts too, and then puts the bits of w back.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def starts(self) -> int:
+        """Return the first epoch (from 0) in which the weights are moved."""
+
+    @abstractmethod
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor]) -> Mapping[str, Tensor]:
+        """Return the offset by name of tensor; empty for none.
+
+        ``climbed()`` gives the per-row losses [R] to ascend, at the weights as they stand. Neither weights, gradients
+        nor buffers change, and nothing is drawn.
+        """
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NoMove(WeightMove):
+    """The weights stay where they are."""
+
+    def starts(self) -> int:
+        """Return 0."""
+        return 0
+
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor]) -> Mapping[str, Tensor]:
+        """Return no offset."""
+        return {}
+
+
+def check_move(gamma: float, warmup: int) -> None:
+    """Refuse a size or a warm-up that means nothing."""
+    if not 0.0 <= gamma < 1.0:
+        raise DemiluneError(
+            f"gamma = {gamma:g}: the size of the move relative to the weights must be from 0 to below 1"
+        )
+    if warmup < 0:
+        raise DemiluneError(f"warmup = {warmup}: it must be 0 epochs or more")
