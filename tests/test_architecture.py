@@ -31,7 +31,9 @@ ALLOWED = {
     "checkpoint": {"errors", "runs"},
     "experiment": {"core", "attacks", "methods", "moves", "models", "data", "schedules", "runtime", "errors"},
     "presets": {"core", "attacks", "methods", "moves", "models", "data", "schedules", "runtime", "experiment"},
-    "train": {"core", "attacks", "methods", "moves", "models", "data", "experiment", "runtime", "runs", "checkpoint", "errors"},
+    "train": {
+        "core", "attacks", "methods", "moves", "models", "data", "experiment", "runtime", "runs", "checkpoint", "errors",
+    },
     "evaluate": {
         "core", "attacks", "models", "data", "experiment", "runtime", "runs", "checkpoint", "results", "options",
         "console", "errors",

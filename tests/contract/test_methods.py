@@ -193,7 +193,9 @@ def test_batch_norm_moves_in_the_attack_only_where_the_method_says_so(method: Me
     attacked = not isinstance(method, Standard)
     same = all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
     assert same == (bn != "train" or not attacked)
-    assert int(counter) - start == (ATTACK.steps if attacked and bn == "train" else 0)
+    # TRADES' attack runs the clean images too; ADT's runs its draws.
+    passes = {"TRADES": ATTACK.steps + 1, "ADT": 4}.get(type(method).__name__, ATTACK.steps)
+    assert int(counter) - start == (passes if attacked and bn == "train" else 0)
     if attacked:
         running = made(replace(method, bn="eval"), tiny(), batch)
         assert torch.equal(found.points, running.points) == (bn == "eval")
@@ -206,13 +208,15 @@ def test_a_step_trains_in_train_mode_and_counts_one_batch(method: Method) -> Non
     start = int(counter)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     step(model, torch.optim.SGD(model.parameters(), lr=0.1), method, batch_of(), BALL, RNG)
-    assert int(counter) == start + 1
+    assert int(counter) == start + (2 if isinstance(method, TRADES | MART) else 1)  # theirs see the clean images too
     assert not any(torch.equal(b, a) for b, a in zip(before, model.parameters(), strict=True))
 
 
 @every_variant
 @pytest.mark.parametrize(("n", "parts"), [(6, 2), (6, 3), (5, 2), (6, 6)])
 def test_the_parts_of_a_step_add_up(method: Method, n: int, parts: int) -> None:
+    if isinstance(method, ADT | GAIRAT):
+        pytest.skip("its examples or weights depend on the whole batch, in the released code too")
     batch, found = batch_of(n, dtype=torch.float64), []
     for number in (1, parts):
         model = Plain()
@@ -229,6 +233,8 @@ def test_the_parts_of_a_step_add_up(method: Method, n: int, parts: int) -> None:
 
 @every_variant
 def test_neither_the_order_nor_the_batch_mates_change_an_images_examples(method: Method) -> None:
+    if isinstance(method, ADT):
+        pytest.skip("its inner gradients are means over the batch, damped at 1e-8, in the released code too")
     batch, model = batch_of(6, dtype=torch.float64), Plain()
     whole = made(method, model, batch)
     rows = torch.tensor([4, 1, 2])

@@ -53,8 +53,8 @@ class ADT(Method):
         check_weight("entropy_weight", self.entropy_weight)
         if self.steps < 0 or self.draws < 1 or not 0.0 < self.rate < float("inf"):
             raise DemiluneError(
-                f"steps = {self.steps}, draws = {self.draws}, rate = {self.rate:g}: they must be at least 0, at least 1 "
-                "and positive"
+                f"steps = {self.steps}, draws = {self.draws}, rate = {self.rate:g}: they must be at least 0, at least "
+                "1 and positive"
             )
 
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:

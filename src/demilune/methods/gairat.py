@@ -59,7 +59,7 @@ class GAIRAT(Method):
     def weights(self, kept: Tensor, dtype: torch.dtype) -> Tensor:
         """Return w [N] for κ = ``kept`` int64 [N]; their mean is 1."""
         geometry = 5.0 * (1.0 - kept.to(dtype) / (self.attack.steps // 2))
-        weight = (1.0 + torch.tanh(self.shift + geometry)) / 2.0
+        weight = torch.sigmoid(2.0 * (self.shift + geometry))  # (1 + tanh a) / 2, without cancelling to 0
         return weight * (len(weight) / weight.sum())
 
     def objective(self, model: nn.Module, made: Examples) -> Tensor:

@@ -1,0 +1,341 @@
+"""What every weight move keeps, with every method; the limits of RWP and AWP; the cost of a step (baselines.md 6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import BALL, batch_of, stream, tiny
+from demilune.attacks import KLPGD, PGD, frozen
+from demilune.core.losses import cross_entropy, kl
+from demilune.core.random import Stream
+from demilune.core.weights import movable, moved
+from demilune.errors import DemiluneError
+from demilune.methods import ADT, AVM, GAIRAT, MART, METHODS, RAT, SAT, TRADES, Examples, Method, Standard
+from demilune.moves import AWP, MOVES, RWP, NoMove, WeightMove
+from demilune.train import step
+
+ATTACK = PGD(steps=2, step_ratio=0.5)
+METHOD_TABLE: dict[str, Method] = {
+    "standard": Standard(),
+    "sat": SAT(ATTACK),
+    "trades": TRADES(KLPGD(steps=2, step_ratio=0.5)),
+    "mart": MART(replace(ATTACK, noise=0.001)),
+    "avm": AVM(ATTACK),
+    "adt": ADT(steps=1, draws=1),
+    "gairat": GAIRAT(ATTACK),
+    "rat": RAT(ATTACK),
+}
+MOVE_TABLE: dict[str, WeightMove] = {"none": NoMove(), "awp": AWP(), "rwp": RWP(steps=3)}
+every_method = pytest.mark.parametrize("method", METHOD_TABLE.values(), ids=METHOD_TABLE)
+every_move = pytest.mark.parametrize("move", MOVE_TABLE.values(), ids=MOVE_TABLE)
+RNG = Stream.of(0, "test")
+
+
+def test_the_tables_hold_everything() -> None:
+    assert {name: type(method) for name, method in METHOD_TABLE.items()} == dict(METHODS)
+    assert {name: type(move) for name, move in MOVE_TABLE.items()} == dict(MOVES)
+
+
+def made_for(method: Method, model: nn.Module, dtype: torch.dtype = torch.float64) -> Examples:
+    batch = batch_of(8, dtype=dtype)
+    with frozen(model, method.bn):
+        return method.examples(model, batch, BALL, stream(batch))
+
+
+def climbed(method: Method, model: nn.Module, made: Examples) -> Callable[[], Tensor]:
+    return lambda: method.climbed(model, made)
+
+
+def after_a_step(method: Method, move: WeightMove, epoch: int = 0) -> dict[str, Tensor]:
+    model = tiny(dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for number in range(2):
+        batch = batch_of(8, dtype=torch.float64)._replace(epoch=epoch)
+        step(model, optimizer, method, batch, BALL, RNG.sub(number), move=move)
+    return model.state_dict()
+
+
+def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@every_method
+@every_move
+def test_an_offset_disturbs_nothing_and_moves_only_what_is_movable(method: Method, move: WeightMove) -> None:
+    model = tiny(dtype=torch.float64)
+    made = made_for(method, model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    offset = move.offset(model, climbed(method, model, made))
+    assert_same(before, model.state_dict())
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert offset.keys() <= movable(model).keys()
+    assert all(tensor.isfinite().all() and not tensor.requires_grad for tensor in offset.values())
+    with moved(model, offset):
+        assert not offset or any(not torch.equal(before[name], model.state_dict()[name]) for name in offset)
+    assert_same(before, model.state_dict())
+
+
+@every_method
+@pytest.mark.parametrize("move", [AWP(gamma=0.0), RWP(gamma=0.0), RWP(c_min=0.0), AWP(warmup=1), RWP(warmup=1)])
+def test_a_move_of_no_size_is_the_method_itself_bit_for_bit(method: Method, move: WeightMove) -> None:
+    if isinstance(move, RWP) and move.c_min == 0.0:  # nothing lies below a loss of 0 but excess by rounding
+        move = replace(move, c_min=-1.0)
+    assert_same(after_a_step(method, NoMove()), after_a_step(method, move))
+
+
+@every_method
+def test_a_move_changes_the_step_once_warm_up_is_over(method: Method) -> None:
+    plain = after_a_step(method, NoMove(), epoch=1)["net.linear.weight"]
+    assert not torch.equal(plain, after_a_step(method, AWP(gamma=0.05, warmup=1), epoch=1)["net.linear.weight"])
+
+
+def lengths(offset: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([tensor.norm() for tensor in offset.values()])
+
+
+def test_awp_has_gamma_times_the_norm_of_every_tensor() -> None:
+    model, method = tiny(dtype=torch.float64), SAT(ATTACK)
+    offset = AWP(gamma=0.02).offset(model, climbed(method, model, made_for(method, model)))
+    expected = torch.stack([movable(model)[name].detach().norm() for name in offset]) * 0.02
+    assert torch.allclose(lengths(offset), expected, rtol=1e-12)
+
+
+def test_rwp_has_gamma_times_the_norm_of_all_weights() -> None:
+    model, method = tiny(dtype=torch.float64), SAT(ATTACK)
+    offset = RWP(gamma=0.02, c_min=math.inf).offset(model, climbed(method, model, made_for(method, model)))
+    whole = torch.stack([weight.detach().norm() for weight in movable(model).values()]).norm()
+    assert torch.allclose(lengths(offset).norm(), 0.02 * whole, rtol=1e-6)
+
+
+def test_rwp_without_a_threshold_tensor_by_tensor_in_one_step_is_awp() -> None:
+    model, method = tiny(dtype=torch.float64), TRADES(KLPGD(steps=2, step_ratio=0.5))
+    made = made_for(method, model)
+    awp = AWP(gamma=0.01).offset(model, climbed(method, model, made))
+    one = RWP(gamma=0.01, steps=1, c_min=math.inf, norm="tensor").offset(model, climbed(method, model, made))
+    assert all(torch.allclose(tensor, one[name], rtol=1e-12) for name, tensor in awp.items())
+    whole = RWP(gamma=0.01, steps=1, c_min=math.inf).offset(model, climbed(method, model, made))
+    for name, tensor in awp.items():
+        assert float(nn.functional.cosine_similarity(tensor.flatten(), whole[name].flatten(), dim=0)) > 1 - 1e-12
+
+
+def by_proxy(model: nn.Module, losses: Callable[[nn.Module], Tensor], move: RWP) -> dict[str, Tensor]:
+    """The released routine, straightforwardly: a proxy takes plain SGD steps, the total of which is rescaled."""
+    import copy
+
+    proxy = copy.deepcopy(model)
+    start = {name: w.detach().clone() for name, w in movable(proxy).items()}
+    whole = torch.cat([w.flatten() for w in start.values()]).norm()
+    summed = {name: torch.zeros_like(w) for name, w in start.items()}
+    offset = {name: torch.zeros_like(w) for name, w in start.items()}
+    for _ in range(move.steps):
+        with torch.no_grad():
+            for name, w in movable(proxy).items():
+                w.copy_(start[name] + offset[name])
+        rows = losses(proxy)
+        kept = (rows < move.c_min).to(rows.dtype).detach()
+        proxy.zero_grad()
+        (kept * rows).mean().backward()
+        for name, w in movable(proxy).items():
+            summed[name] += w.grad
+        length = torch.cat([s.flatten() for s in summed.values()]).norm()
+        offset = {name: move.gamma * whole * s / (length + 1e-20) for name, s in summed.items()}
+    return offset
+
+
+@pytest.mark.parametrize("c_min", [0.8, 1.4, math.inf])
+def test_rwp_agrees_with_the_released_routine(c_min: float) -> None:
+    method, move = SAT(ATTACK), RWP(steps=4, c_min=c_min)
+    model = tiny(dtype=torch.float64).train()
+    made = made_for(method, model)
+    model.train()
+    ours = move.offset(model, climbed(method, model, made))
+    theirs = by_proxy(model, lambda net: cross_entropy(net(made.points), made.batch.y), move)
+    for name, tensor in theirs.items():
+        assert torch.allclose(ours[name], tensor, rtol=1e-9, atol=1e-14)
+
+
+def test_scaling_loss_and_threshold_leaves_rwp_s_offset_unchanged() -> None:
+    method, model = SAT(ATTACK), tiny(dtype=torch.float64)
+    made = made_for(method, model)
+    one = RWP(c_min=1.4, steps=3).offset(model, climbed(method, model, made))
+    two = RWP(c_min=2.8, steps=3).offset(model, lambda: 2 * method.climbed(model, made))
+    assert all(torch.allclose(tensor, two[name], rtol=1e-9) for name, tensor in one.items())
+
+
+def test_an_offset_climbs_the_selected_examples_loss() -> None:
+    method, model = SAT(ATTACK), tiny(dtype=torch.float64)
+    made = made_for(method, model)
+    offset = RWP(gamma=1e-3, steps=1, c_min=math.inf).offset(model, climbed(method, model, made))
+    before = float(method.climbed(model, made).detach().mean())
+    with moved(model, offset):
+        assert float(method.climbed(model, made).detach().mean()) > before
+
+
+def test_soft_labels_are_judged_above_their_entropy() -> None:
+    """On the raw loss no sample of RAT with s > 1 could lie below 1.7 (rwp.md 1)."""
+    method, model = RAT(ATTACK, samples=8), tiny(dtype=torch.float64)
+    made = made_for(method, model)
+    raw, above = method.objective(model, made).detach(), method.climbed(model, made).detach()
+    assert torch.allclose(raw - made.floor, above)
+    assert (above >= -1e-9).all()
+
+
+def test_weight_decay_acts_at_the_moved_weights() -> None:
+    method, move = Standard(), AWP(gamma=0.1)
+    batch = batch_of(8, dtype=torch.float64)
+    model, other = tiny(dtype=torch.float64), tiny(dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.01)
+    step(model, optimizer, method, batch, BALL, RNG, move=move)
+    with frozen(other, "eval"):
+        made = method.examples(other, batch, BALL, RNG.images(batch.ids))
+    offset = move.offset(other.train(), climbed(method, other, made))
+    with moved(other, offset):
+        method.objective(other, made).mean().backward()
+    with torch.no_grad():
+        for name, weight in other.named_parameters():
+            there = weight + offset.get(name, 0.0)
+            expected = there - 0.1 * (weight.grad + 0.01 * there) - offset.get(name, 0.0)
+            assert torch.allclose(dict(model.named_parameters())[name], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_move_and_portions_of_a_batch_do_not_go_together() -> None:
+    model = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(DemiluneError, match="the whole batch's"):
+        step(model, optimizer, SAT(ATTACK), batch_of(8), BALL, RNG, parts=2, move=AWP())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AWP(gamma=-0.1),
+        lambda: AWP(gamma=float("nan")),
+        lambda: AWP(warmup=-1),
+        lambda: RWP(gamma=2.0),
+        lambda: RWP(steps=0),
+        lambda: RWP(c_min=float("nan")),
+        lambda: RWP(low=2.0, c_min=1.0),
+        lambda: TRADES(beta=-1.0),
+        lambda: KLPGD(noise=0.0),
+        lambda: GAIRAT(PGD(steps=1)),
+        lambda: ADT(draws=0),
+    ],
+)
+def test_values_out_of_range_are_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(DemiluneError):
+        make()
+
+
+def test_trades_is_its_equation_and_its_limit_is_standard_training() -> None:
+    method, model = TRADES(KLPGD(steps=2, step_ratio=0.5)), tiny(dtype=torch.float64).eval()
+    made = made_for(method, model)
+    p, q = (model(x).softmax(dim=1) for x in (made.batch.x, made.points))
+    expected = -p[torch.arange(8), made.batch.y].log() + 6 * (p * (p.log() - q.log())).sum(dim=1)
+    assert torch.allclose(method.objective(model, made), expected, rtol=1e-10)
+    assert_same(after_a_step(Standard(), NoMove()), after_a_step(replace(method, beta=0.0), NoMove()))
+
+
+def test_trades_does_not_look_at_labels() -> None:
+    method, model, batch = METHOD_TABLE["trades"], tiny().eval(), batch_of(8)
+    one = method.examples(model, batch, BALL, stream(batch)).points
+    two = method.examples(model, batch._replace(y=batch.y.flip(0)), BALL, stream(batch)).points
+    assert torch.equal(one, two)
+    assert (kl(model(batch.x), model(one)) >= -1e-6).all()
+
+
+def test_mart_is_its_equation() -> None:
+    method, model = METHOD_TABLE["mart"], tiny(dtype=torch.float64).eval()
+    made = made_for(method, model)
+    y, rows = made.batch.y, torch.arange(8)
+    p, q = (model(x).softmax(dim=1) for x in (made.batch.x, made.points))
+    wrong = q.scatter(1, y[:, None], 0.0).amax(dim=1)
+    pair = (p * (p.log() - q.log())).sum(dim=1)
+    expected = -q[rows, y].log() - (1.0001 - wrong).log() + 5 * pair * (1 - p[rows, y])
+    assert torch.allclose(method.objective(model, made), expected, rtol=1e-10)
+
+
+def test_gairat_weights_fall_with_the_steps_withstood_and_have_mean_one() -> None:
+    method = GAIRAT(PGD(steps=10))
+    weight = method.weights(torch.arange(11), torch.float64)
+    raw = [(1 + math.tanh(-1 + 5 * (1 - 2 * kept / 10))) / 2 for kept in range(11)]
+    assert torch.allclose(weight, torch.tensor(raw, dtype=torch.float64) * 11 / sum(raw), rtol=1e-12)
+    assert (weight.diff() < 0).all()
+    huge = replace(method, shift=1e3).weights(torch.arange(11), torch.float64)
+    assert torch.equal(huge, torch.ones(11, dtype=torch.float64))
+
+
+def test_gairat_before_it_begins_is_sat() -> None:
+    assert_same(after_a_step(SAT(ATTACK), NoMove()), after_a_step(GAIRAT(ATTACK, begin=5), NoMove()))
+
+
+def by_adam(model: nn.Module, method: ADT, x: Tensor, y: Tensor, rng: Stream) -> Tensor:
+    """ADT's inner loop as the released code has it: torch's Adam with betas (0, 0), gradients zeroed or not."""
+    mean, spread = (torch.zeros_like(x, requires_grad=True) for _ in range(2))
+    adam = torch.optim.Adam([mean, spread], lr=method.rate, betas=(0.0, 0.0))
+    adam.zero_grad()
+    for number in range(method.steps):
+        for draw in range(method.draws):
+            noise = rng.sub(number).normal(draw, x.shape, dtype=x.dtype)
+            method.inner(model, x, y, BALL, noise, mean, spread).backward()
+        adam.step()
+        if method.zero_grad:
+            adam.zero_grad()
+    noise = rng.normal("last", x.shape, dtype=x.dtype)
+    delta = BALL.eps * torch.tanh(mean + nn.functional.softplus(spread) * noise)
+    return (x + delta).clamp(0, 1).detach()
+
+
+@pytest.mark.parametrize("zero_grad", [False, True])
+def test_adt_agrees_with_torch_s_adam(zero_grad: bool) -> None:
+    method, model = ADT(steps=3, draws=2, zero_grad=zero_grad), tiny(dtype=torch.float64).eval()
+    made, batch = made_for(method, model), batch_of(8, dtype=torch.float64)
+    theirs = by_adam(model, method, batch.x, batch.y, stream(batch).sub("adt"))
+    assert torch.allclose(made.points, theirs, rtol=1e-10, atol=1e-12)
+    assert float((made.points - batch.x).abs().max()) < BALL.eps
+
+
+def test_adt_is_linf_only() -> None:
+    model, batch = tiny(), batch_of()
+    with pytest.raises(DemiluneError, match="linf"):
+        ADT().examples(model, batch, type(BALL)("l2", 0.5), stream(batch))
+
+
+TEN, KL = PGD(steps=10), KLPGD(steps=10)
+COST = {
+    "ST": (Standard(), NoMove(), 3),
+    "SAT": (SAT(TEN), NoMove(), 23),
+    "AVM": (AVM(TEN), NoMove(), 23),
+    "IRAT": (GAIRAT(TEN), NoMove(), 23),
+    "RAT": (RAT(TEN), NoMove(), 26),
+    "SAT + AWP": (SAT(TEN), AWP(), 26),
+    "MART": (MART(), NoMove(), 26),
+    "TRADES": (TRADES(KL), NoMove(), 27),
+    "TRADES + AWP": (TRADES(KL), AWP(), 33),
+    "SAT + RWP": (SAT(TEN), RWP(), 53),
+    "ADT": (ADT(), NoMove(), 73),
+    "RAT + RWP": (RAT(TEN), RWP(), 86),
+    "TRADES + RWP": (TRADES(KL), RWP(), 87),
+}
+
+
+@pytest.mark.parametrize(("method", "move", "cost"), COST.values(), ids=COST)
+def test_a_step_costs_what_the_table_says(method: Method, move: WeightMove, cost: int) -> None:
+    """In forward passes per image: a forward 1, an input gradient 1 more, a full backward pass 2 more."""
+    model, batch = tiny(), batch_of(4)
+    spent = [0]
+
+    def count(module: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
+        learns = any(parameter.requires_grad for parameter in module.parameters())
+        spent[0] += len(given[0]) * (1 if not torch.is_grad_enabled() else 3 if learns else 2)
+
+    model.register_forward_hook(count)
+    step(model, torch.optim.SGD(model.parameters(), lr=0.1), method, batch, BALL, RNG, move=move)
+    assert spent[0] == cost * len(batch.x)
