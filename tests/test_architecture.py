@@ -32,7 +32,8 @@ ALLOWED = {
     "experiment": {"core", "attacks", "methods", "moves", "models", "data", "schedules", "runtime", "errors"},
     "presets": {"core", "attacks", "methods", "moves", "models", "data", "schedules", "runtime", "experiment"},
     "train": {
-        "core", "attacks", "methods", "moves", "models", "data", "experiment", "runtime", "runs", "checkpoint", "errors",
+        "core", "attacks", "methods", "moves", "models", "data", "experiment", "runtime", "runs", "checkpoint",
+        "errors",
     },
     "evaluate": {
         "core", "attacks", "models", "data", "experiment", "runtime", "runs", "checkpoint", "results", "options",

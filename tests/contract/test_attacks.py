@@ -20,7 +20,7 @@ TABLE: dict[str, Attack] = {
     "fgsm": FGSM(),
     "pgd": PGD(steps=3, step_ratio=0.5),
     "cw": CW(steps=3, step_ratio=0.5),
-    "kl_pgd": KLPGD(steps=3, step_ratio=0.5),
+    "kl_pgd": KLPGD(steps=3, step_ratio=0.5, noise=0.05),  # so near x as 0.001 the KL's gradient is rounding in float32
     "targeted_pgd": TargetedPGD(steps=3, step_ratio=0.5),
     "multi_targeted": MultiTargeted(targets=2, steps=2, step_ratio=0.5),
     "best_of": BestOf(PGD(steps=2, step_ratio=0.5), restarts=2),

@@ -45,7 +45,7 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str], *words: str) ->
     [
         (["trian"], ["unknown command 'trian'", "did you mean 'train'"]),
         (["train", "digits-ratt"], ["unknown preset 'digits-ratt'", "did you mean 'digits-rat'"]),
-        (["train", "digits-rat", "--method", "rta"], ["unknown method 'rta'", "possible are avm, rat, sat, standard"]),
+        (["train", "digits-rat", "--method", "rta"], ["unknown method 'rta'", "possible are adt, avm, gairat"]),
         (["train", "digits-rat", "--model", "preact_resnet"], ["did you mean 'preact_resnet18'"]),
         (["train", "digits-rat", "--data", "cifar"], ["unknown data 'cifar'", "cifar10"]),
         (["train", "digits-rat", "--schedule", "linear"], ["unknown schedule"]),
