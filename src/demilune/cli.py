@@ -115,7 +115,7 @@ def read_experiment(
         tree = plain(PRESETS[loose[0]].experiment)
     elif held is not None:
         tree = plain(held)
-    before = (tree["data"], tree["method"])
+    before = [tree.get(section) for section in ("data", "method", "move")]
     for section, table in VARIANTS.items():
         there = file.get(section)
         name = given.get(section, there.get("name") if isinstance(there, Mapping) else there)
@@ -126,8 +126,9 @@ def read_experiment(
         # The preset's training attack and batch-norm mode belong to its data and budget: another method keeps them.
         known = {field.name for field in dataclasses.fields(table[name])} & {"attack", "bn"}
         tree[section] = {"name": name} | {k: v for k, v in tree[section].items() if k in known}
-    if loose and before != (tree["data"], tree["method"]):
-        tree["name"] = f"{tree['data']['name']}-{tree['method']['name']}"  # the preset's name would say another thing
+    if loose and before != [tree.get(section) for section in ("data", "method", "move")]:
+        parts = [tree[section]["name"] for section in ("data", "method", "move")]
+        tree["name"] = "-".join(part for part in parts if part != "none")  # the preset's would say another thing
     base = build(Experiment, tree)
     experiment_options(parser, base)
     settings = {

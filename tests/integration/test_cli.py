@@ -291,6 +291,8 @@ def test_a_resumed_run_refuses_other_settings_and_loses_nothing(run: Path, capsy
 def test_another_method_takes_another_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "digits-rat", "--method", "avm"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["name"] == "digits-avm"
+    assert main(["show", "digits-rat", "--move", "rwp"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["name"] == "digits-rat-rwp"
     assert main(["show", "digits-rat", "--method", "avm", "--name", "mine"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["name"] == "mine"
 
