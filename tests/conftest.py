@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from demilune.__main__ import main
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.methods import Batch
@@ -57,3 +59,19 @@ class Scripted(nn.Module):
 
 
 BALL = Ball("linf", 0.1)
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Return everything in a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """Assert that a command gets one line that says so, and exit code 2."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("demilune: ")
+    assert error.count("\n") == 1, error
+    for word in words:
+        assert word in error, error

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from conftest import files, refused
 from demilune.__main__ import main
 from demilune.checkpoint import Checkpoint, load, save
 
@@ -24,20 +25,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "sat"
     assert main(["train", "digits-sat", *TINY, "--out", str(out)]) == 0
     return out
-
-
-def files(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refused(argv: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> None:
-    capsys.readouterr()
-    assert main(argv) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("demilune: ")
-    assert error.count("\n") == 1, error
-    for word in words:
-        assert word in error, error
 
 
 @pytest.mark.parametrize(

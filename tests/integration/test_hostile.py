@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conftest import files, refused
 from demilune.__main__ import main
 from demilune.attacks import PGD
 from demilune.checkpoint import HEADER, load
@@ -44,20 +45,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
-
-
-def files(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refused(argv: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> None:
-    capsys.readouterr()
-    assert main(argv) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("demilune: ")
-    assert error.count("\n") == 1, error
-    for word in words:
-        assert word in error, error
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from demilune.attacks import BatchNormMode
 from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
-from demilune.core.targets import entropy, one_hot
 from demilune.errors import DemiluneError
-from demilune.methods.base import Batch, Examples, Method
+from demilune.methods.base import Batch, Examples, Method, hard
 from demilune.methods.trades import check_weight
 
 SMALL = 1e-8
@@ -77,8 +76,7 @@ class ADT(Method):
             mean, spread = (p - self.rate * s / (s.abs() + SMALL) for p, s in zip((mean, spread), sums, strict=True))
         noise = draws.normal("last", x.shape, dtype=x.dtype)
         points = (x + ball.eps * torch.tanh(mean + F.softplus(spread) * noise)).clamp(0.0, 1.0)
-        targets = one_hot(y, batch.classes, x.dtype)
-        return Examples(batch, points, targets, entropy(targets), {}, {})
+        return hard(batch, points)
 
     def inner(
         self, model: nn.Module, x: Tensor, y: Tensor, ball: Ball, noise: Tensor, mean: Tensor, spread: Tensor

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from demilune.attacks import BatchNormMode
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
+from demilune.core.targets import entropy, one_hot
 
 
 class Batch(NamedTuple):
@@ -43,6 +44,12 @@ class Examples(NamedTuple):
     floor: Tensor
     extra: Mapping[str, Tensor]
     notes: Mapping[str, Note]
+
+
+def hard(batch: Batch, points: Tensor, extra: Mapping[str, Tensor] | None = None) -> Examples:
+    """Return one point per image with its one-hot label."""
+    targets = one_hot(batch.y, batch.classes, points.dtype)
+    return Examples(batch, points, targets, entropy(targets), extra or {}, {})
 
 
 class Method(ABC):

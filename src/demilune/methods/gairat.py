@@ -12,9 +12,8 @@ from demilune.attacks import PGD, BatchNormMode
 from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
-from demilune.core.targets import entropy, one_hot
 from demilune.errors import DemiluneError
-from demilune.methods.base import Batch, Examples, Method
+from demilune.methods.base import Batch, Examples, Method, hard
 
 
 @final
@@ -53,8 +52,7 @@ class GAIRAT(Method):
             if iterate.logits is not None:
                 kept = kept + (iterate.logits.argmax(dim=1) == batch.y)
         weight = self.weights(kept, points.dtype) if batch.epoch >= self.begin else torch.ones_like(points[:, 0, 0, 0])
-        targets = one_hot(batch.y, batch.classes, points.dtype)
-        return Examples(batch, points, targets, entropy(targets), {"weight": weight}, {})
+        return hard(batch, points, {"weight": weight})
 
     def weights(self, kept: Tensor, dtype: torch.dtype) -> Tensor:
         """Return w [N] for κ = ``kept`` int64 [N]; their mean is 1."""

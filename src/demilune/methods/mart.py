@@ -12,8 +12,7 @@ from demilune.attacks import PGD, BatchNormMode
 from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy, kl, others, widened
 from demilune.core.random import Stream
-from demilune.core.targets import entropy, one_hot
-from demilune.methods.base import Batch, Examples, Method
+from demilune.methods.base import Batch, Examples, Method, hard
 from demilune.methods.trades import check_weight
 
 FLOOR = 1e-4
@@ -42,9 +41,7 @@ class MART(Method):
 
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
         """Return x'_K."""
-        points = self.attack.perturb(model, batch.x, batch.y, ball, rng)
-        targets = one_hot(batch.y, batch.classes, points.dtype)
-        return Examples(batch, points, targets, entropy(targets), {}, {})
+        return hard(batch, self.attack.perturb(model, batch.x, batch.y, ball, rng))
 
     def objective(self, model: nn.Module, made: Examples) -> Tensor:
         """Return the boosted cross-entropy and the weighted KL, [N]."""

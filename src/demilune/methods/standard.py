@@ -11,8 +11,7 @@ from demilune.attacks import BatchNormMode
 from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
-from demilune.core.targets import entropy, one_hot
-from demilune.methods.base import Batch, Examples, Method
+from demilune.methods.base import Batch, Examples, Method, hard
 
 
 @final
@@ -27,8 +26,7 @@ class Standard(Method):
 
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
         """Return the images with their one-hot labels."""
-        targets = one_hot(batch.y, batch.classes, batch.x.dtype)
-        return Examples(batch, batch.x, targets, entropy(targets), {}, {})
+        return hard(batch, batch.x)
 
     def objective(self, model: nn.Module, made: Examples) -> Tensor:
         """Return CE(f(x), y), [N]."""

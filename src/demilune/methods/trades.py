@@ -11,9 +11,8 @@ from demilune.attacks import KLPGD, BatchNormMode
 from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy, kl
 from demilune.core.random import Stream
-from demilune.core.targets import entropy, one_hot
 from demilune.errors import DemiluneError
-from demilune.methods.base import Batch, Examples, Method
+from demilune.methods.base import Batch, Examples, Method, hard
 
 
 @final
@@ -39,9 +38,7 @@ class TRADES(Method):
 
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
         """Return x'; labels are not looked at."""
-        points = self.attack.perturb(model, batch.x, batch.y, ball, rng)
-        targets = one_hot(batch.y, batch.classes, points.dtype)
-        return Examples(batch, points, targets, entropy(targets), {}, {})
+        return hard(batch, self.attack.perturb(model, batch.x, batch.y, ball, rng))
 
     def objective(self, model: nn.Module, made: Examples) -> Tensor:
         """Return CE + β KL, [N]."""
