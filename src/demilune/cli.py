@@ -123,9 +123,12 @@ def read_experiment(
             continue
         if name not in table:
             raise unknown(section, str(name), table)
-        # The preset's training attack and batch-norm mode belong to its data and budget: another method keeps them.
-        known = {field.name for field in dataclasses.fields(table[name])} & {"attack", "bn"}
-        tree[section] = {"name": name} | {k: v for k, v in tree[section].items() if k in known}
+        fresh, old = plain(build(table[name], {})), tree[section]
+        if section == "method":  # the attack's budget belongs to the preset's data: another method keeps it
+            budget = {k: v for k, v in old.get("attack", {}).items() if k in ("steps", "step_size", "step_ratio")}
+            kept = {"attack": budget, "bn": old["bn"]}
+            fresh = overlaid(fresh, {k: v for k, v in kept.items() if k in fresh})
+        tree[section] = fresh
     if loose and before != [tree.get(section) for section in ("data", "method", "move")]:
         parts = [tree[section]["name"] for section in ("data", "method", "move")]
         tree["name"] = "-".join(part for part in parts if part != "none")  # the preset's would say another thing

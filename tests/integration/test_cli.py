@@ -15,6 +15,7 @@ import yaml
 from conftest import files, refused
 from demilune.__main__ import main
 from demilune.checkpoint import Checkpoint, load, save
+from demilune.methods import METHODS
 
 TINY = ["--model.width=4", "--training.epochs=1", "--training.batch=256", "--runtime.threads=1"]
 QUICK = ["--attacks", "fgsm,pgd2", "--limit", "40"]
@@ -273,6 +274,18 @@ def test_a_resumed_run_refuses_other_settings_and_loses_nothing(run: Path, capsy
     refused([*resume, "--method", "avm"], capsys, "method.name is 'sat' there and 'avm' here")
     refused([*resume, "--training.epochs", "9"], capsys, "training.epochs is 1 there and 9 here")
     assert files(run) == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", ["digits-sat", "digits-standard"])
+def test_every_method_can_take_a_preset_s_place(method: str, preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", preset, "--method", method]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)["method"]
+    assert shown["name"] == method
+    if preset == "digits-sat" and "attack" in shown:
+        assert shown["attack"]["step_ratio"] == 0.25
+    if "attack" in shown and method in ("trades", "mart"):
+        assert shown["attack"]["noise"] == 0.001
 
 
 def test_another_method_takes_another_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,12 +26,6 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def kl_from(target: Tensor, logits: Tensor) -> Tensor:
-    """Return KL(q‖p) of a distribution q [N,C] from that of logits, with 0 log 0 = 0, [N]."""
-    floor: Tensor = torch.special.entr(target)
-    return cross_entropy(logits, target) - floor.sum(dim=1)
-
-
 def others(logits: Tensor, y: Tensor) -> Tensor:
     """Return the largest logit of a class other than y, [N]: max_{i≠y} z_i."""
     masked = logits.scatter(1, y[:, None], float("-inf"))
