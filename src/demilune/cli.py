@@ -126,7 +126,7 @@ def read_experiment(
         fresh, old = plain(build(table[name], {})), tree[section]
         if section == "method":  # the attack's budget belongs to the preset's data: another method keeps it
             budget = {k: v for k, v in old.get("attack", {}).items() if k in ("steps", "step_size", "step_ratio")}
-            kept = {"attack": budget, "bn": old["bn"]}
+            kept = {"attack": budget} | {k: old[k] for k in ("bn",) if k in old}  # no preset, nothing kept
             fresh = overlaid(fresh, {k: v for k, v in kept.items() if k in fresh})
         tree[section] = fresh
     if loose and before != [tree.get(section) for section in ("data", "method", "move")]:
