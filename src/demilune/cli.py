@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from demilune.data import Dataset
     from demilune.experiment import Experiment
     from demilune.results import Evaluation
+    from demilune.runs import RunFolder
 
 FLAGS = ("-h", "--help", "--resume", "--download")
 
@@ -124,11 +125,7 @@ def read_experiment(
         if name not in table:
             raise unknown(section, str(name), table)
         fresh, old = plain(build(table[name], {})), tree[section]
-        if section == "method":  # the attack's budget belongs to the preset's data: another method keeps it
-            budget = {k: v for k, v in old.get("attack", {}).items() if k in ("steps", "step_size", "step_ratio")}
-            kept = {"attack": budget} | {k: old[k] for k in ("bn",) if k in old}  # no preset, nothing kept
-            fresh = overlaid(fresh, {k: v for k, v in kept.items() if k in fresh})
-        tree[section] = fresh
+        tree[section] = keeping(fresh, old) if section == "method" else fresh
     if loose and before != [tree.get(section) for section in ("data", "method", "move")]:
         parts = [tree[section]["name"] for section in ("data", "method", "move")]
         tree["name"] = "-".join(part for part in parts if part != "none")  # the preset's would say another thing
@@ -142,6 +139,16 @@ def read_experiment(
     options = parsed(parser, [*words(settings), *argv])
     fields = {k: v for k, v in vars(options).items() if k in ("name", "seed") or "." in k}
     return options, build(Experiment, overlaid(plain(base), nested(fields)))
+
+
+def keeping(fresh: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method with the budget of another's attack, which belongs to the preset's data, and its batch norm."""
+    attack = old.get("attack", old.get("rat", {}).get("attack", {}))  # no preset, nothing kept
+    kept = {k: v for k, v in attack.items() if k in ("steps", "step_size", "step_ratio")}
+    found = {k: keeping(v, old) if isinstance(v, Mapping) and k == "rat" else v for k, v in fresh.items()}
+    if "attack" in found:
+        found["attack"] = overlaid(found["attack"], kept)
+    return found | ({"bn": old["bn"]} if "bn" in found and "bn" in old else {})
 
 
 def parsed(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
@@ -230,9 +237,8 @@ def train(argv: Sequence[str]) -> int:
         held = checkpoint_experiment(Path(given["out"]))
     options, experiment = read_experiment(parser, argv, held)
 
-    from demilune.console import Line, console, duration, percent, size
+    from demilune.console import console
     from demilune.runs import RunFolder
-    from demilune.train import Progress, fit
 
     if "out" not in options:
         raise DemiluneError("--out is missing: name the folder to write the run to, as --out runs/mine")
@@ -241,9 +247,22 @@ def train(argv: Sequence[str]) -> int:
     if experiment is None:
         raise DemiluneError("no preset was named: demilune list presets shows them (or give --config FILE)")
     out = console()
-    dataset = experiment.data.load()
+    dataset = experiment.data.mixed()
     announce(experiment, dataset, lambda text: out.print(text, soft_wrap=True))
-    steps, _ = experiment.training.lengths(len(dataset.train))
+    if not fitted(experiment, dataset, folder, resume):
+        out.print(f"stopped and saved: go on with `demilune train --resume --out {folder.path}`", soft_wrap=True)
+        return 130
+    out.print(f"done: `demilune evaluate {folder.path}` attacks it", soft_wrap=True)
+    return 0
+
+
+def fitted(experiment: Experiment, dataset: Dataset, folder: RunFolder, resume: bool) -> bool:
+    """Train under a progress line until the end or Ctrl-C; return whether the run came to its end."""
+    from demilune.console import Line, console, duration, percent, size
+    from demilune.train import Progress, fit
+
+    out = console()
+    steps, _ = experiment.training.lengths(len(dataset.train), dataset.extra_share)
     with interruptible() as stopping, Line(out, steps) as line:
 
         def watch(event: Progress) -> None:
@@ -265,12 +284,7 @@ def train(argv: Sequence[str]) -> int:
                 if data["alarm"]:
                     line.say(f"ALARM: {data['alarm']}")
 
-        ended = fit(experiment, dataset, folder, resume, watch, stopping)
-    if not ended:
-        out.print(f"stopped and saved: go on with `demilune train --resume --out {folder.path}`", soft_wrap=True)
-        return 130
-    out.print(f"done: `demilune evaluate {folder.path}` attacks it", soft_wrap=True)
-    return 0
+        return fit(experiment, dataset, folder, resume, watch, stopping)
 
 
 def announce(experiment: Experiment, dataset: Dataset, say: Callable[[str], None]) -> None:
@@ -281,7 +295,8 @@ def announce(experiment: Experiment, dataset: Dataset, say: Callable[[str], None
     say(f"{experiment.name}: {dataset.name}, {count}; {ball.norm} ball of {eps}")
     if not dataset.official:
         say(f"data are not the official files: {dataset.source}")
-    for name, attack in (("training", getattr(experiment.method, "attack", None)), ("validation", training.validation)):
+    method = getattr(experiment.method, "rat", experiment.method)  # LRAT over RAT takes RAT's
+    for name, attack in (("training", getattr(method, "attack", None)), ("validation", training.validation)):
         reach = 0.0 if attack is None else attack.steps * (attack.step_size if attack.step_ratio is None else math.inf)
         if attack is not None and reach < ball.eps:
             say(
@@ -307,6 +322,139 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# --- stationary ------------------------------------------------------------------------------------------------------
+
+
+RANGES = "0:0.5,0.5:1,1:1.5,1.5:2,2:inf,0:1,0:1.5,0:1.7,0:2,0:inf"
+"""Ranges of the loss: bins half a unit wide, as in the later code of RWP's first author, and those from 0 up."""
+
+MONITOR = 1000
+"""Images of either kind that a study attacks at every validation, where nothing else is asked for."""
+
+
+def stationary(argv: Sequence[str]) -> int:
+    """``demilune stationary PRESET --out DIR``."""
+    parser = command_parser(
+        "stationary",
+        f"PRESET --out DIR [--ranges {RANGES[:20]},…] [--training.epochs 30 …]",
+        "Train once per range of losses, the examples of which alone perturb the weights (RWP's loss stationary "
+        "condition), and once without; then lay robust overfitting side by side. The same command goes on with what "
+        "was stopped, and draws anew what is done.",
+    )
+    parser.add_argument("--out", type=place, metavar="DIR", help="the folder to write the runs and the study to")
+    parser.add_argument(
+        "--ranges", metavar="LIST", help=f"comma-separated low:high, which hold low ≤ loss < high (default {RANGES})"
+    )
+    _, given = scan(argv, FLAGS)
+    for field in ("move.low", "move.c_min"):
+        if field in given:
+            raise DemiluneError(f"--{field} is one end of a range: name ranges, as --ranges 0:1.7")
+    options, experiment = read_experiment(parser, with_rwp(argv))
+    if "out" not in options:
+        raise DemiluneError("--out is missing: name the folder to write the study to, as --out studies/mine")
+    if experiment is None:
+        raise DemiluneError("no preset was named: demilune list presets shows them (or give --config FILE)")
+    runs = study(experiment, loss_ranges(getattr(options, "ranges", RANGES)))
+    folder = Path(options.out)
+    check_study(folder, runs)
+
+    from demilune.console import console
+    from demilune.report.stationary import build
+    from demilune.runs import RunFolder
+
+    out = console()
+    dataset = experiment.data.mixed()
+    announce(runs["none"], dataset, lambda text: out.print(text, soft_wrap=True))
+    for position, (name, one) in enumerate(runs.items(), 1):
+        out.print(f"run {position} of {len(runs)}: {one.name}", soft_wrap=True, highlight=False)
+        mine = RunFolder(folder / name)
+        if not fitted(one, dataset, mine, resume=mine.experiment.exists()):
+            out.print("stopped and saved: the same command goes on", soft_wrap=True)
+            return 130
+    table = build([folder / name for name in runs], folder)
+    out.print(table, soft_wrap=True, highlight=False, markup=False)
+    out.print(f"written: {folder / 'stationary.png'}, and .svg, .md and .json beside it", soft_wrap=True)
+    return 0
+
+
+def with_rwp(argv: Sequence[str]) -> Sequence[str]:
+    """Return the words with RWP as the move where none is named, so that its fields are options."""
+    _, given = scan(argv, FLAGS)
+    there = read_config(Path(given["config"])).get("move") if given.get("config") else None
+    named = there.get("name") if isinstance(there, Mapping) else there
+    return argv if "move" in given or named not in (None, "none") else ["--move=rwp", *argv]
+
+
+def loss_ranges(text: str) -> list[tuple[float, float]]:
+    """Return the ranges of a list as 0:0.5,2:inf; refuses what is none."""
+    found: list[tuple[float, float]] = []
+    for word in names(text):
+        low, colon, high = word.partition(":")
+        try:
+            ends = number(low), number(high)
+        except argparse.ArgumentTypeError:
+            colon = ""
+        if not colon:
+            raise DemiluneError(
+                f"--ranges: {word!r} is no range: two numbers were expected, as 0:0.5 or 2:inf (none, the run without "
+                "a move, comes by itself)"
+            )
+        if not ends[0] < ends[1]:
+            raise DemiluneError(f"--ranges: {word!r} holds no loss: the first number must be smaller than the second")
+        if ends in found:
+            raise DemiluneError(f"--ranges names {word!r} twice: leave one out")
+        found.append(ends)
+    if not found:
+        raise DemiluneError(f"--ranges is empty: name ranges, as --ranges {RANGES}")
+    return found
+
+
+def study(experiment: Experiment, ranges: Sequence[tuple[float, float]]) -> dict[str, Experiment]:
+    """Return the runs of a study by the names of their folders: without a move, then one for every range."""
+    from demilune.experiment import name_of
+    from demilune.moves import RWP, NoMove
+    from demilune.report.stationary import label
+
+    move = RWP() if isinstance(experiment.move, NoMove) else experiment.move
+    if not isinstance(move, RWP):
+        raise DemiluneError(f"the move is {name_of(move)}, and the study is of rwp: leave out --move")
+    watched = dataclasses.replace(experiment.training, monitor=experiment.training.monitor or MONITOR)
+    base = experiment.name.removesuffix("-rwp")  # the preset's name with the move's is no name for a run without
+    experiment = dataclasses.replace(experiment, training=watched, move=NoMove())
+    runs = {"none": dataclasses.replace(experiment, name=f"{base}-none")}
+    for low, high in ranges:
+        name = label(low, high)
+        moved = dataclasses.replace(move, low=low, c_min=high)
+        # a colon is no part of a file's name everywhere, and a minus at its beginning reads as an option
+        folder = name.replace(":", "_").replace("-", "minus")
+        runs[folder] = dataclasses.replace(experiment, name=f"{base}-{name}", move=moved)
+    return runs
+
+
+def check_study(folder: Path, runs: Mapping[str, Experiment]) -> None:
+    """Refuse, before anything is trained, a folder that holds something else or other runs under these names."""
+    from demilune.experiment import difference, plain
+    from demilune.runs import RunFolder, read_json
+
+    if folder.exists() and not folder.is_dir():
+        raise DemiluneError(f"{folder} is a file: name a folder for the study")
+    for there in sorted(folder.iterdir()) if folder.exists() else ():
+        ours = there.name in runs or re.match(r"\.?stationary\.", there.name)
+        if not ours and not RunFolder(there).experiment.exists():
+            raise DemiluneError(
+                f"{folder} holds {there.name}, which is no part of a study: name a new folder, nothing was written"
+            )
+    for name, run in runs.items():
+        file = RunFolder(folder / name).experiment
+        if file.exists():
+            changed = difference(plain(stored(file, read_json(file, "the experiment of a run"))), plain(run))
+            if changed:
+                raise DemiluneError(
+                    f"{folder / name} holds another experiment: {changed}; give the study's own settings, or another "
+                    "folder"
+                )
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
@@ -457,19 +605,23 @@ def report(argv: Sequence[str]) -> int:
 def list_(argv: Sequence[str]) -> int:
     """``demilune list KIND``."""
     parser = command_parser(
-        "list", "methods|moves|attacks|models|data|schedules|averages|presets", "List what there is."
+        "list", "methods|moves|attacks|models|data|schedules|averages|presets [WORD …]", "List what there is."
     )
     parser.add_argument(
         "kind", metavar="KIND", help="methods, moves, attacks, models, data, schedules, averages or presets"
     )
-    kind = parser.parse_args(argv).kind
+    parser.add_argument(
+        "words", nargs="*", default=[], metavar="WORD", help="only lines that hold all of these: s30 trades"
+    )
+    options = parser.parse_args(argv)
+    kind, words = options.kind, options.words
     from demilune.attacks import ATTACKS
     from demilune.experiment import VARIANTS
 
     tables: dict[str, Mapping[str, Any]] = {"attacks": ATTACKS, "data": VARIANTS["data"]}
     tables |= {f"{section}s": table for section, table in VARIANTS.items() if section != "data"}
     if kind == "presets":
-        return list_presets()
+        return list_presets(words)
     if kind not in tables:
         raise unknown("list", kind, [*tables, "presets"])
     if kind == "attacks":
@@ -477,29 +629,47 @@ def list_(argv: Sequence[str]) -> int:
 
         print("classes, for the library and for fields:")
     width = max(len(name) for name in tables[kind])
-    for name, cls in tables[kind].items():
-        print(f"{name:<{width}}  {(cls.__doc__ or '').strip().splitlines()[0]}")
+    lines = [f"{name:<{width}}  {(cls.__doc__ or '').strip().splitlines()[0]}" for name, cls in tables[kind].items()]
+    show_lines(kind, [line for line in lines if holds(line, words)], words)
     if kind == "attacks":
         print("for `demilune evaluate --attacks`, comma-separated:", *FORMS, sep="\n")
     return 0
 
 
-def list_presets() -> int:
+def list_presets(words: Sequence[str]) -> int:
     """Print the presets as a table."""
     from demilune.experiment import name_of, plain
     from demilune.presets import PRESETS
 
-    lines = [("preset", "method", "data", "net", "schedule", "length", "from")]
+    lines = []
     for name, preset in PRESETS.items():
         run = preset.experiment
         length = f"{run.training.steps} steps" if run.training.steps else f"{run.training.epochs} epochs"
-        shape = [str(value) for field, value in plain(run.model).items() if field != "name"]
-        net = "-".join([name_of(run.model), *shape])
-        lines.append((name, name_of(run.method), name_of(run.data), net, name_of(run.schedule), length, preset.about))
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        usual = plain(type(run.model)())
+        shape = [f"{k} {v}" for k, v in plain(run.model).items() if v != usual[k] or k in ("depth", "factor")]
+        net = " ".join([name_of(run.model), *shape])
+        move = "" if name_of(run.move) == "none" else f" + {name_of(run.move)}"
+        ball = f"{run.ball.norm} {run.ball.eps * 255:.4g}/255"
+        line = (name, preset.paper, name_of(run.data), net, name_of(run.method) + move, ball)
+        lines.append((*line, f"{name_of(run.schedule)}, {length}", preset.about))
+    lines = [line for line in lines if holds(" ".join(line), words)]
+    head = ("preset", "paper", "data", "net", "method", "ball", "schedule", "from")
+    widths = [max(len(cell) for cell in column) for column in zip(head, *lines, strict=True)]
+    rows = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in (head, *lines)]
+    show_lines("presets", rows if lines else [], words)
     return 0
+
+
+def holds(line: str, words: Sequence[str]) -> bool:
+    """Say whether a line holds every word as a whole: cifar10 is no part of cifar100, rat one of rat-rwp."""
+    return all(re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", line, re.IGNORECASE) for word in words)
+
+
+def show_lines(kind: str, lines: Sequence[str], words: Sequence[str]) -> None:
+    """Print lines; refuse where the words leave none."""
+    if not lines:
+        raise DemiluneError(f"no {kind} with {' '.join(words)}: demilune list {kind} shows all")
+    print(*lines, sep="\n")
 
 
 def show(argv: Sequence[str]) -> int:
@@ -518,26 +688,23 @@ def show(argv: Sequence[str]) -> int:
 
 def data(argv: Sequence[str]) -> int:
     """``demilune data NAME``."""
-    from demilune.data import DATA
-    from demilune.data.cifar import CIFAR10, CIFAR100, download, status
+    from demilune.data import DATA, SUPPLIES
 
     parser = command_parser("data", "NAME [--download] [--root DIR]", "Say what there is of a data set, or fetch it.")
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(DATA)}")
-    parser.add_argument("--download", action="store_true", help="fetch the official archive, verify and unpack it")
-    parser.add_argument("--url", metavar="URL", help="another place that serves the official archive")
+    parser.add_argument("--download", action="store_true", help="fetch the official files, verify and unpack them")
+    parser.add_argument("--url", metavar="URL", help="another place that serves the official files")
     parser.add_argument("--root", metavar="DIR", help="where it lies (default: DEMILUNE_DATA or ~/.cache/demilune)")
     options = parser.parse_args(argv)
     if options.name not in DATA:
         raise unknown("data set", options.name, DATA)
-    kind = DATA[options.name]
-    root = {"root": options.root} if "root" in options else {}
-    if kind not in (CIFAR10, CIFAR100):
+    if options.name not in SUPPLIES:
         if "download" in options:
             raise DemiluneError(f"{options.name} cannot be downloaded: {_origin(options.name)}")
         print(f"{options.name}: {_origin(options.name)}")
         return 0
-    source = kind(**root)
-    assert isinstance(source, CIFAR10 | CIFAR100)
+    supply = SUPPLIES[options.name]
+    source = DATA[options.name](**({"root": options.root} if "root" in options else {}))
     if "download" in options:
         from demilune.console import Line, console, size
 
@@ -550,9 +717,9 @@ def data(argv: Sequence[str]) -> int:
                     line.bar.update(line.task, total=total)
                 line.move(done, f"{options.name}: {size(done)} of {size(total)}")
 
-            where = download(source, getattr(options, "url", ""), progress)
+            where = supply.download(source, getattr(options, "url", ""), progress)
         out.print(f"verified and unpacked: {where}", soft_wrap=True)
-    print(status(source))
+    print(supply.status(source))
     return 0
 
 
@@ -573,6 +740,7 @@ def completion(argv: Sequence[str]) -> int:
 
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a network, or go on training it"),
+    "stationary": (stationary, "train once per range of losses that perturb the weights, and compare (RWP)"),
     "evaluate": (evaluate, "attack a trained network and tell who survived"),
     "report": (report, "draw runs into one HTML file, with tables and figures"),
     "list": (list_, "list methods, moves, attacks, models, data, schedules, averages, presets"),

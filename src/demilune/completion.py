@@ -41,8 +41,8 @@ complete -o default -F _demilune demilune
 
 def candidates(command: str) -> list[str]:
     """Return what can follow a command: presets, names, and the options of every class there is."""
-    if command in ("train", "show"):
-        extra = ["--out", "--resume"] if command == "train" else []
+    if command in ("train", "show", "stationary"):
+        extra = {"train": ["--out", "--resume"], "stationary": ["--out", "--ranges"]}.get(command, [])
         return [*PRESETS, "--config", "--name", "--seed", *extra, *(f"--{s}" for s in VARIANTS), *fields()]
     if command == "evaluate":
         own = ["attacks", "checkpoint", "limit", "split", "batch", "step_ratio", "seed", "out"]

@@ -14,7 +14,7 @@ from demilune.attacks import PGD
 from demilune.core.geometry import Ball
 from demilune.data import DATA, Data
 from demilune.errors import DemiluneError, check_types, unknown
-from demilune.methods import METHODS, Method
+from demilune.methods import ADT, METHODS, Method, TaylorCode, TaylorExact
 from demilune.models import MODELS, Architecture
 from demilune.moves import MOVES, NoMove, WeightMove
 from demilune.runtime import Runtime
@@ -46,6 +46,8 @@ class Training:
     decay: which weights decay: all, or kernels (of convolutions and linear layers only)  (rat.md A15)
     validation: the attack on the held-out images after each epoch
     validate_every: epochs between validations; the last is always validated
+    monitor: so many training and so many test images, the same for every run, are attacked too at every validation,
+        to see robust overfitting; for curves only: no checkpoint is ever chosen on them, and 0 leaves them alone
     alarm: fall of robust validation accuracy below its best so far that raises the alarm of catastrophic overfitting; a
         fall to less than half always does
     stop_on_alarm: whether the alarm ends the run
@@ -62,6 +64,7 @@ class Training:
     decay: Literal["all", "kernels"] = "all"
     validation: PGD = PGD()
     validate_every: int = 1
+    monitor: int = 0
     alarm: float = 0.2
     stop_on_alarm: bool = False
     checkpoint_every: float = 60.0
@@ -82,6 +85,8 @@ class Training:
             )
         if self.steps < 0:
             raise DemiluneError(f"training.steps = {self.steps}: it must be 0 (use epochs) or more")
+        if self.monitor < 0:
+            raise DemiluneError(f"training.monitor = {self.monitor}: it must be 0 (no images) or more")
         if self.batch % self.parts:
             raise DemiluneError(
                 f"training.parts = {self.parts} does not divide the batch of {self.batch}: unequal parts would weigh "
@@ -90,9 +95,16 @@ class Training:
         if self.nesterov and self.momentum == 0.0:
             raise DemiluneError("training.nesterov needs a momentum above 0")
 
-    def lengths(self, images: int) -> tuple[int, int]:
-        """Return (all steps, steps per epoch) for so many training images; the last partial batch is dropped."""
-        per_epoch = max(1, images // self.batch)
+    def lengths(self, images: int, share: float = 0.0) -> tuple[int, int]:
+        """Return (all steps, steps per epoch) for so many training images; the last partial batch is dropped.
+
+        Where a ``share`` of each batch is extra images, an epoch has as many steps as the training images would fill
+        alone, the last one too, and visits a part of them (released RST code).
+        """
+        per_epoch = images // self.batch
+        if share > 0.0:
+            per_epoch = min(-(-images // self.batch), images // (self.batch - int(share * self.batch)))
+        per_epoch = max(1, per_epoch)
         return self.steps or self.epochs * per_epoch, per_epoch
 
 
@@ -114,10 +126,29 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.training.parts > 1 and not isinstance(self.move, NoMove):
+        training, extra = self.training, self.data.extra
+        if training.parts > 1 and not isinstance(self.move, NoMove):
             raise DemiluneError(
-                f"training.parts = {self.training.parts} with the move {name_of(self.move)}: the offset is the whole "
+                f"training.parts = {training.parts} with the move {name_of(self.move)}: the offset is the whole "
                 "batch's; use one part, or move none"
+            )
+        if training.parts > 1 and isinstance(self.method, TaylorCode | TaylorExact):
+            raise DemiluneError(
+                f"training.parts = {training.parts} with {name_of(self.method)}: its statistics are the whole batch's; "
+                "use one part, or another method"
+            )
+        if self.ball.norm != "linf" and isinstance(self.method, ADT):
+            raise DemiluneError(f"adt with ball.norm {self.ball.norm}: its perturbation ε tanh u is linf; use linf")
+        late = {"move.warmup": self.move.starts(), "method.begin": getattr(self.method, "begin", 0)}
+        for name, epoch in late.items():
+            if epoch >= training.epochs and not training.steps:
+                raise DemiluneError(
+                    f"{name} = {epoch} with training.epochs = {training.epochs}: it would never begin; lower it, or "
+                    "train for more epochs"
+                )
+        if extra.file and int(extra.share * training.batch) == 0:
+            raise DemiluneError(
+                f"data.extra.share = {extra.share:g} of a batch of {training.batch} is no image: give a larger share"
             )
 
 
@@ -126,10 +157,18 @@ Value = TypeVar("Value")
 
 def plain(value: Any) -> Any:
     """Return a frozen value as dicts of plain values; one that a table names carries its ``name``."""
-    if not dataclasses.is_dataclass(value):
-        return value
-    fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return ({"name": name_of(value)} if table_of(type(value)) else {}) | fields
+    return ({"name": name_of(value)} if table_of(type(value)) else {}) | _fields(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Return the fields alone; of those that are values themselves, only what could be another class has a name."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        held = getattr(value, field.name)
+        inner = _fields if hints[field.name] not in TABLES else plain
+        found[field.name] = inner(held) if dataclasses.is_dataclass(held) else held
+    return found
 
 
 def build(kind: type[Value], given: Mapping[str, Any], where: str = "") -> Value:
@@ -187,6 +226,18 @@ def name_of(value: object) -> str:
     """Return the name by which a table knows a value's class."""
     table = table_of(type(value)) or {}
     return next((name for name, kind in table.items() if kind is type(value)), type(value).__name__)
+
+
+def completed(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a stored plain experiment with the fields it lacks: a run of an older version had not all of them.
+
+    They are at their defaults, as the older version did. What cannot be built is returned as it stands.
+    """
+    try:
+        whole: Mapping[str, Any] = plain(build(Experiment, stored))
+    except DemiluneError:
+        return stored
+    return whole
 
 
 def difference(old: Any, new: Any, where: str = "") -> str | None:

@@ -25,7 +25,7 @@ from demilune.data import Dataset, Split
 from demilune.data.augment import crop_flip
 from demilune.data.order import order
 from demilune.errors import DemiluneError
-from demilune.experiment import Experiment, difference, plain
+from demilune.experiment import Experiment, completed, difference, plain
 from demilune.methods import Batch, Examples, Method, Note, Standard
 from demilune.models import create
 from demilune.moves import NoMove, WeightMove
@@ -66,7 +66,7 @@ def step(
         with seeded(rng.sub("part", number), x.device), autocast():
             with frozen(model, method.bn):
                 made = method.examples(model, batch._replace(x=x, y=y, ids=ids), ball, here)
-            offset = offset_of(move, method, model, made)
+            offset = offset_of(move, method, model, made, rng)
         with moved(model, offset):
             with seeded(rng.sub("outer", number), x.device), autocast():
                 losses = method.objective(model, made)
@@ -79,11 +79,11 @@ def step(
     return notes
 
 
-def offset_of(move: WeightMove, method: Method, model: nn.Module, made: Examples) -> Mapping[str, Tensor]:
+def offset_of(move: WeightMove, method: Method, model: nn.Module, made: Examples, rng: Stream) -> Mapping[str, Tensor]:
     """Return where the outer gradient is taken, relative to the weights."""
     if made.batch.epoch < move.starts():
         return {}
-    return move.offset(model, lambda: method.climbed(model, made))
+    return move.offset(model, lambda: method.climbed(model, made), rng.sub("move"))
 
 
 def decay_there(model: nn.Module, optimizer: torch.optim.Optimizer, offset: Mapping[str, Tensor]) -> None:
@@ -166,10 +166,13 @@ def _fit(
     earlier = claim(folder, experiment, about, resume)
 
     root = Stream.of(experiment.seed, device=device)
-    steps, per_epoch = training.lengths(len(dataset.train))
+    steps, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
+    labelled = training.batch - int(dataset.extra_share * training.batch)
+    watched = watched_images(dataset, training.monitor)
     state = start(experiment, dataset, root, device)
     done, best, tally, top = 0, -1.0, dict[str, Note](), 0.0
     if earlier is not None:
+        about["experiment"] = earlier.about["experiment"]  # a run keeps its own words, those of an older version too
         restore(state, earlier, folder.checkpoint("last"))
         done, best, top = (earlier.about[k] for k in ("step", "best", "robust"))
         if not 0 <= done <= steps:
@@ -200,9 +203,9 @@ def _fit(
         epoch, number = divmod(done, per_epoch)
         # 1. the batch: addressed by epoch, augmented on the device
         if epoch != shuffled:
-            shuffled, batches = epoch, order(root.sub("order"), epoch, len(dataset.train), training.batch)
+            shuffled, batches = epoch, order(root.sub("order"), epoch, len(dataset.train), labelled)
         here = root.sub("train", epoch, number)
-        batch = draw(dataset, batches[number], epoch, here)
+        batch = draw(dataset, batches[number], epoch, here, training.batch - labelled)
         # 2. the rate, the step, the average
         for group in state.optimizer.param_groups:
             group["lr"] = experiment.schedule.at(done, steps)
@@ -237,6 +240,8 @@ def _fit(
                 line["alarm"] = overfitting(experiment, top, line["robust"])
                 top, merit = max(top, line["robust"]), line[measure(experiment.method)]
                 better, best = merit > best, max(best, merit)
+            if watched:
+                line |= monitor(experiment, chosen(state) if due else None, watched, root.sub("monitor"))
             line["best"] = better
             _append(folder.metrics, line)
             tally = {}
@@ -279,7 +284,8 @@ def describe(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
             "std": list(dataset.std),
             "sha256": dict(dataset.sha256),
             "official": dataset.official,
-        },
+        }
+        | ({"extra_sha256": dataset.extra_sha256} if dataset.extra is not None else {}),
     }
 
 
@@ -299,7 +305,7 @@ def claim(folder: RunFolder, experiment: Experiment, about: Mapping[str, Any], r
         raise DemiluneError(f"{path} already holds a run: add --resume to go on with it, or name another folder")
     if present:
         old = read_json(folder.experiment, "an experiment")
-        changed = difference(old, about["experiment"])
+        changed = difference(completed(old), about["experiment"])
         if changed:
             raise DemiluneError(
                 f"{path} holds another experiment: {changed}; resume it as it was (leave out the preset and its "
@@ -311,7 +317,7 @@ def claim(folder: RunFolder, experiment: Experiment, about: Mapping[str, Any], r
         if folder.checkpoint("last").exists():
             earlier = load_run(folder.checkpoint("last"))
             other = difference(earlier.about["data"], about["data"], "data")
-            changed = difference(earlier.about["experiment"], about["experiment"])
+            changed = difference(completed(earlier.about["experiment"]), about["experiment"])
             if changed or other:
                 raise DemiluneError(
                     f"{folder.checkpoint('last')} is of another run: {changed or other}; put its own data and files "
@@ -377,10 +383,20 @@ def restore(state: State, checkpoint: Checkpoint, path: Path) -> None:
             state.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum[name])
 
 
-def draw(dataset: Dataset, index: Tensor, epoch: int, rng: Stream) -> Batch:
-    """Return an augmented batch."""
+def draw(dataset: Dataset, index: Tensor, epoch: int, rng: Stream, extra: int = 0) -> Batch:
+    """Return an augmented batch of the training images at ``index`` and of so many ``extra`` ones.
+
+    Those are drawn with replacement and mixed in (released RST code). Their ids are places in the batch: the address
+    has the step already, and an image drawn twice is perturbed twice.
+    """
     split = dataset.train.take(index)
-    images = crop_flip(split.images, rng.sub("augment").images(split.ids), dataset.pad, dataset.flip)
+    if extra and dataset.extra is not None:
+        more = dataset.extra.take(rng.integers("extra", (extra,), 0, len(dataset.extra)))
+        ids = dataset.extra.ids[:1] + torch.arange(extra, device=index.device)
+        mixed = rng.permutation("mixed", len(index) + extra)
+        pairs = ((split.images, more.images), (split.labels, more.labels), (split.ids, ids))
+        split = Split(*(torch.cat(pair)[mixed] for pair in pairs))
+    images = crop_flip(split.images, rng.sub("augment").images(split.ids), dataset.pad, dataset.flip, dataset.shape[1:])
     pixels = Split(images, split.labels, split.ids).pixels(slice(None))
     return Batch(pixels, split.labels, len(dataset.classes), split.ids, epoch)
 
@@ -412,9 +428,10 @@ def reestimate(model: nn.Module, dataset: Dataset, rng: Stream, batch: int) -> N
         module.momentum = None  # the cumulative mean
     model.train()
     with torch.no_grad():
-        for number, index in enumerate(order(rng, 0, len(dataset.train), batch)):
+        extra = int(dataset.extra_share * batch)
+        for number, index in enumerate(order(rng, 0, len(dataset.train), batch - extra)):
             with seeded(rng.sub(number), index.device):
-                model(draw(dataset, index, 0, rng.sub(number)).x)
+                model(draw(dataset, index, 0, rng.sub(number), extra).x)
     model.eval()
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum
@@ -435,6 +452,31 @@ def validate(experiment: Experiment, model: nn.Module, split: Split, rng: Stream
             clean, robust = clean + int(verdict.clean.sum()), robust + int(verdict.robust.sum())
     model.train(was)
     return {"clean": clean / len(split), "robust": robust / len(split), "validation_n": len(split)}
+
+
+def watched_images(dataset: Dataset, count: int) -> dict[str, Split]:
+    """Return up to ``count`` training and as many test images, the same for every run; nothing for 0.
+
+    They are those that an evaluation with this limit takes, so that it can be laid beside the last epoch.
+    """
+    found = {}
+    count = min(count, len(dataset.train), len(dataset.test))
+    for name, split in {"train": dataset.train, "test": dataset.test}.items() if count else ():
+        rng = Stream.of(0, "subset", name, device=split.ids.device)
+        taken = split.take(rng.permutation("images", len(split))[:count].sort().values)
+        found[name] = taken.centred(*dataset.shape[1:])
+    return found
+
+
+def monitor(
+    experiment: Experiment, model: nn.Module | None, watched: Mapping[str, Split], rng: Stream
+) -> dict[str, Any]:
+    """Return clean and robust accuracy on the watched images; None for each where there is no model to judge."""
+    found: dict[str, Any] = {}
+    for name, split in watched.items():
+        judged = {} if model is None else validate(experiment, model, split, rng.sub(name))
+        found |= {f"{name}_{kind}": judged.get(kind) for kind in ("clean", "robust")}
+    return found | {"monitor_n": 0 if model is None else len(watched["test"])}
 
 
 def measure(method: Method) -> str:
@@ -479,8 +521,9 @@ def estimate(experiment: Experiment, dataset: Dataset, state: State, root: Strea
     training, method = experiment.training, experiment.method
     model = copy.deepcopy(state.model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=training.momentum)
-    index = torch.arange(min(training.batch, len(dataset.train)), device=dataset.train.ids.device)
-    batch = draw(dataset, index, 0, root.sub("estimate"))
+    extra = int(dataset.extra_share * training.batch)
+    index = torch.arange(min(training.batch - extra, len(dataset.train)), device=dataset.train.ids.device)
+    batch = draw(dataset, index, 0, root.sub("estimate"), extra)
     batch = batch._replace(x=experiment.runtime.layout(batch.x))
     autocast = functools.partial(experiment.runtime.autocast, device)
     move = experiment.move
@@ -495,13 +538,15 @@ def estimate(experiment: Experiment, dataset: Dataset, state: State, root: Strea
         if seconds > 20.0:
             break
     total = seconds * left
-    sample = dataset.validation.take(index[index < len(dataset.validation)])
+    judged = [dataset.validation, *watched_images(dataset, training.monitor).values()]
+    sample = max(judged, key=len)
+    sample = sample.take(index[index < len(sample)])
     if len(sample):
         begun = time.perf_counter()
         validate(experiment, model, sample, root)
-        _, per_epoch = training.lengths(len(dataset.train))
+        _, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
         validations = max(1, left // (per_epoch * training.validate_every))
-        total += (time.perf_counter() - begun) * len(dataset.validation) / len(sample) * validations
+        total += (time.perf_counter() - begun) * sum(map(len, judged)) / len(sample) * validations
     return Estimate(total, peak_memory(device))
 
 

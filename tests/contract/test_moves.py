@@ -11,27 +11,34 @@ import torch
 from torch import Tensor, nn
 
 from conftest import BALL, batch_of, stream, tiny
+from contract.tables import ATTACK, METHOD_TABLE, MOVE_TABLE
 from demilune.attacks import KLPGD, PGD, frozen
 from demilune.core.losses import cross_entropy, kl
 from demilune.core.random import Stream
 from demilune.core.weights import movable, moved
 from demilune.errors import DemiluneError
-from demilune.methods import ADT, AVM, GAIRAT, MART, METHODS, RAT, SAT, TRADES, Examples, Method, Standard
-from demilune.moves import AWP, MOVES, RWP, NoMove, WeightMove
+from demilune.methods import (
+    ADT,
+    AVM,
+    GAIRAT,
+    LRAT,
+    LRATRAT,
+    LRATTRADES,
+    MART,
+    METHODS,
+    RAT,
+    SAT,
+    TRADES,
+    Examples,
+    Method,
+    Standard,
+    TaylorCode,
+    TaylorExact,
+)
+from demilune.methods.gairat import balanced
+from demilune.moves import AWP, MOVES, RWP, Gaussian, NoMove, WeightMove
 from demilune.train import step
 
-ATTACK = PGD(steps=2, step_ratio=0.5)
-METHOD_TABLE: dict[str, Method] = {
-    "standard": Standard(),
-    "sat": SAT(ATTACK),
-    "trades": TRADES(KLPGD(steps=2, step_ratio=0.5)),
-    "mart": MART(replace(ATTACK, noise=0.001)),
-    "avm": AVM(ATTACK),
-    "adt": ADT(steps=1, draws=1),
-    "gairat": GAIRAT(ATTACK),
-    "rat": RAT(ATTACK),
-}
-MOVE_TABLE: dict[str, WeightMove] = {"none": NoMove(), "awp": AWP(), "rwp": RWP(steps=3)}
 every_method = pytest.mark.parametrize("method", METHOD_TABLE.values(), ids=METHOD_TABLE)
 every_move = pytest.mark.parametrize("move", MOVE_TABLE.values(), ids=MOVE_TABLE)
 RNG = Stream.of(0, "test")
@@ -72,7 +79,7 @@ def test_an_offset_disturbs_nothing_and_moves_only_what_is_movable(method: Metho
     made = made_for(method, model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.get_rng_state()
-    offset = move.offset(model, climbed(method, model, made))
+    offset = move.offset(model, climbed(method, model, made), RNG)
     assert_same(before, model.state_dict())
     assert torch.equal(generator, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -103,14 +110,14 @@ def lengths(offset: Mapping[str, Tensor]) -> Tensor:
 
 def test_awp_has_gamma_times_the_norm_of_every_tensor() -> None:
     model, method = tiny(dtype=torch.float64), SAT(ATTACK)
-    offset = AWP(gamma=0.02).offset(model, climbed(method, model, made_for(method, model)))
+    offset = AWP(gamma=0.02).offset(model, climbed(method, model, made_for(method, model)), RNG)
     expected = torch.stack([movable(model)[name].detach().norm() for name in offset]) * 0.02
     assert torch.allclose(lengths(offset), expected, rtol=1e-12)
 
 
 def test_rwp_has_gamma_times_the_norm_of_all_weights() -> None:
     model, method = tiny(dtype=torch.float64), SAT(ATTACK)
-    offset = RWP(gamma=0.02, c_min=math.inf).offset(model, climbed(method, model, made_for(method, model)))
+    offset = RWP(gamma=0.02, c_min=math.inf).offset(model, climbed(method, model, made_for(method, model)), RNG)
     whole = torch.stack([weight.detach().norm() for weight in movable(model).values()]).norm()
     assert torch.allclose(lengths(offset).norm(), 0.02 * whole, rtol=1e-6)
 
@@ -118,10 +125,10 @@ def test_rwp_has_gamma_times_the_norm_of_all_weights() -> None:
 def test_rwp_without_a_threshold_tensor_by_tensor_in_one_step_is_awp() -> None:
     model, method = tiny(dtype=torch.float64), TRADES(KLPGD(steps=2, step_ratio=0.5))
     made = made_for(method, model)
-    awp = AWP(gamma=0.01).offset(model, climbed(method, model, made))
-    one = RWP(gamma=0.01, steps=1, c_min=math.inf, norm="tensor").offset(model, climbed(method, model, made))
+    awp = AWP(gamma=0.01).offset(model, climbed(method, model, made), RNG)
+    one = RWP(gamma=0.01, steps=1, c_min=math.inf, norm="tensor").offset(model, climbed(method, model, made), RNG)
     assert all(torch.allclose(tensor, one[name], rtol=1e-12) for name, tensor in awp.items())
-    whole = RWP(gamma=0.01, steps=1, c_min=math.inf).offset(model, climbed(method, model, made))
+    whole = RWP(gamma=0.01, steps=1, c_min=math.inf).offset(model, climbed(method, model, made), RNG)
     for name, tensor in awp.items():
         assert float(nn.functional.cosine_similarity(tensor.flatten(), whole[name].flatten(), dim=0)) > 1 - 1e-12
 
@@ -156,7 +163,7 @@ def test_rwp_agrees_with_the_released_routine(c_min: float) -> None:
     model = tiny(dtype=torch.float64).train()
     made = made_for(method, model)
     model.train()
-    ours = move.offset(model, climbed(method, model, made))
+    ours = move.offset(model, climbed(method, model, made), RNG)
     theirs = by_proxy(model, lambda net: cross_entropy(net(made.points), made.batch.y), move)
     for name, tensor in theirs.items():
         assert torch.allclose(ours[name], tensor, rtol=1e-9, atol=1e-14)
@@ -165,15 +172,15 @@ def test_rwp_agrees_with_the_released_routine(c_min: float) -> None:
 def test_scaling_loss_and_threshold_leaves_rwp_s_offset_unchanged() -> None:
     method, model = SAT(ATTACK), tiny(dtype=torch.float64)
     made = made_for(method, model)
-    one = RWP(c_min=1.4, steps=3).offset(model, climbed(method, model, made))
-    two = RWP(c_min=2.8, steps=3).offset(model, lambda: 2 * method.climbed(model, made))
+    one = RWP(c_min=1.4, steps=3).offset(model, climbed(method, model, made), RNG)
+    two = RWP(c_min=2.8, steps=3).offset(model, lambda: 2 * method.climbed(model, made), RNG)
     assert all(torch.allclose(tensor, two[name], rtol=1e-9) for name, tensor in one.items())
 
 
 def test_an_offset_climbs_the_selected_examples_loss() -> None:
     method, model = SAT(ATTACK), tiny(dtype=torch.float64)
     made = made_for(method, model)
-    offset = RWP(gamma=1e-3, steps=1, c_min=math.inf).offset(model, climbed(method, model, made))
+    offset = RWP(gamma=1e-3, steps=1, c_min=math.inf).offset(model, climbed(method, model, made), RNG)
     before = float(method.climbed(model, made).detach().mean())
     with moved(model, offset):
         assert float(method.climbed(model, made).detach().mean()) > before
@@ -196,7 +203,7 @@ def test_weight_decay_acts_at_the_moved_weights() -> None:
     step(model, optimizer, method, batch, BALL, RNG, move=move)
     with frozen(other, "eval"):
         made = method.examples(other, batch, BALL, RNG.images(batch.ids))
-    offset = move.offset(other.train(), climbed(method, other, made))
+    offset = move.offset(other.train(), climbed(method, other, made), RNG)
     with moved(other, offset):
         method.objective(other, made).mean().backward()
     with torch.no_grad():
@@ -263,13 +270,11 @@ def test_mart_is_its_equation() -> None:
 
 
 def test_gairat_weights_fall_with_the_steps_withstood_and_have_mean_one() -> None:
-    method = GAIRAT(PGD(steps=10))
-    weight = method.weights(torch.arange(11), torch.float64)
+    weight = balanced(torch.arange(11), 10, -1.0, torch.float64)
     raw = [(1 + math.tanh(-1 + 5 * (1 - 2 * kept / 10))) / 2 for kept in range(11)]
     assert torch.allclose(weight, torch.tensor(raw, dtype=torch.float64) * 11 / sum(raw), rtol=1e-12)
     assert (weight.diff() < 0).all()
-    huge = replace(method, shift=1e3).weights(torch.arange(11), torch.float64)
-    assert torch.equal(huge, torch.ones(11, dtype=torch.float64))
+    assert torch.equal(balanced(torch.arange(11), 10, 1e3, torch.float64), torch.ones(11, dtype=torch.float64))
 
 
 def test_gairat_before_it_begins_is_sat() -> None:
@@ -316,9 +321,18 @@ COST = {
     "IRAT": (GAIRAT(TEN), NoMove(), 23),
     "RAT": (RAT(TEN), NoMove(), 26),
     "SAT + AWP": (SAT(TEN), AWP(), 26),
+    "LRAT (m = 1)": (LRAT(TEN), NoMove(), 26),
     "MART": (MART(), NoMove(), 26),
     "TRADES": (TRADES(KL), NoMove(), 27),
+    "LRAT-TRADES": (LRATTRADES(KL), NoMove(), 27),
+    "Taylor-code": (TaylorCode(KL), NoMove(), 27),
+    "Taylor-code, replayed": (TaylorCode(KL, replay=True), NoMove(), 33),
+    "Taylor-exact": (TaylorExact(KL), NoMove(), 27),
+    "Taylor-MC": (TRADES(KL), Gaussian(), 27),
+    "LRAT over RAT": (LRATRAT(RAT(TEN)), NoMove(), 29),
     "TRADES + AWP": (TRADES(KL), AWP(), 33),
+    "Taylor-code + AWP": (TaylorCode(KL), AWP(), 33),
+    "LRAT (PGD and CW)": (LRAT(TEN, attacks="both"), NoMove(), 49),
     "SAT + RWP": (SAT(TEN), RWP(), 53),
     "ADT": (ADT(), NoMove(), 73),
     "RAT + RWP": (RAT(TEN), RWP(), 86),

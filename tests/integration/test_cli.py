@@ -247,9 +247,9 @@ def test_completion_scripts_hold_commands_presets_and_options(
         for word in ("evaluate", "digits-rat", "--method.samples", "--data.unverified", "presets"):
             assert word in text
         if shell == "bash":
-            script = f"{text}\nCOMP_WORDS=(demilune train digits-r); COMP_CWORD=2; _demilune; echo ${{COMPREPLY[@]}}"
+            script = f"{text}\nCOMP_WORDS=(demilune train digits-m); COMP_CWORD=2; _demilune; echo ${{COMPREPLY[@]}}"
             done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=30)
-            assert done.stdout.strip() == "digits-rat", done.stderr
+            assert done.stdout.strip() == "digits-mart", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_fingerprints_are_of_height_width_channel_bytes() -> None:
 
 
 def test_the_table_of_sources_and_their_documented_fields() -> None:
-    assert list(DATA) == ["digits", "cifar10", "cifar100", "folder"]
+    assert list(DATA) == ["digits", "cifar10", "cifar100", "svhn", "mnist", "imagenette", "folder"]
     for source in DATA.values():
         assert issubclass(source, Data)
         for name in inspect.signature(source).parameters:

@@ -15,7 +15,18 @@ from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
-from demilune.models import MODELS, Architecture, Normalized, PreActResNet18, ResNet18, Small, WideResNet, create
+from demilune.models import (
+    MODELS,
+    VGG16,
+    Architecture,
+    MobileNetV2,
+    Normalized,
+    PreActResNet18,
+    ResNet18,
+    Small,
+    WideResNet,
+    create,
+)
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 NARROW: dict[str, Architecture] = {
@@ -23,6 +34,8 @@ NARROW: dict[str, Architecture] = {
     "resnet18": ResNet18(4),
     "preact_resnet18": PreActResNet18(4),
     "wide_resnet": WideResNet(10, 1),
+    "vgg16": VGG16(2),
+    "mobilenet_v2": MobileNetV2(0.125),
 }
 every_network = pytest.mark.parametrize("architecture", NARROW.values(), ids=NARROW)
 
@@ -54,7 +67,10 @@ def test_the_table_holds_every_network() -> None:
         (WideResNet(28, 10), 36_479_194, 36_536_884),
         (WideResNet(34, 20), 184_531_674, 184_646_964),
         (PreActResNet18(), 11_172_170, 11_218_340),
+        (PreActResNet18(stem=2), 11_172_170, 11_218_340),
         (ResNet18(), 11_173_962, 11_173_962 + 90 * 513),
+        (VGG16(), 14_728_266, 14_728_266 + 90 * 513),
+        (MobileNetV2(), 2_296_922, 2_296_922 + 90 * 1281),
     ],
     ids=str,
 )
@@ -63,6 +79,81 @@ def test_parameter_counts(architecture: Architecture, ten: int, hundred: int) ->
         with torch.device("meta"):
             net = architecture.build(3, classes)
         assert sum(parameter.numel() for parameter in net.parameters()) == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "giga"),
+    [
+        (PreActResNet18(), 32, 0.555),
+        (PreActResNet18(), 128, 8.89),
+        (PreActResNet18(stem=2), 128, 8.89 / 4),
+        (WideResNet(28, 10), 32, 5.243),
+        (VGG16(), 32, 0.313),
+    ],
+    ids=str,
+)
+def test_multiplications_of_an_image(architecture: Architecture, size: int, giga: float) -> None:
+    """Convolutions and the linear layer; VGG-16's by hand, the others from recipes.md 1."""
+    with torch.device("meta"):
+        net, total = architecture.build(3, 10), list[int]()
+
+    def count(module: nn.Module, inputs: object, output: Tensor) -> None:
+        total.append(module.weight.numel() * output[0].numel() // output.shape[1])
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    net.eval()(torch.empty(1, 3, size, size, device="meta"))
+    assert sum(total) / 1e9 == pytest.approx(giga, rel=2e-3)
+
+
+def test_vgg_has_the_convolutions_of_the_recipe() -> None:
+    net = built(VGG16(2)).net
+    convs = [module for module in net.features if isinstance(module, nn.Conv2d)]
+    assert [conv.out_channels // 2 for conv in convs] == [1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8]
+    assert all(conv.bias is not None and conv.kernel_size == (3, 3) for conv in convs)
+    names = "".join(type(module).__name__[0] for module in net.features)
+    assert names == "CBRCBRM" * 2 + "CBRCBRCBRM" * 3
+
+
+@pytest.mark.parametrize(("size", "places"), [(8, 1), (28, 1), (32, 1), (64, 2), (128, 4), (160, 5)])
+def test_vgg_takes_any_size(size: int, places: int) -> None:
+    model, seen = built(VGG16(1)).eval(), list[Tensor]()
+    model.net.features.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    assert model(pictures(2, size)).isfinite().all()
+    assert seen[0].shape[2:] == (places, places)
+
+
+def test_mobilenet_shrinks_and_adds_as_the_common_code() -> None:
+    net = built(MobileNetV2(0.125)).eval().net
+    sizes = list[int]()
+    for block in net.blocks:
+        block.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[2]))
+        assert (block.shortcut is None) == (block.conv2.stride == (2, 2))
+        assert block.conv2.groups == block.conv2.out_channels
+    net(pictures(1, 32))
+    assert sizes == [32] * 3 + [16] * 3 + [8] * 7 + [4] * 4
+    block, x = net.blocks[4], Stream.of(1).normal("x", (2, 8, 8, 8))  # the input's channels fit: it is added as it is
+    out = block.bn2(block.conv2(block.bn1(block.conv1(x)).relu())).relu()
+    assert torch.allclose(block(x), block.bn3(block.conv3(out)) + x, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("width", "stem", "first", "last"), [(0.5, 16, 8, 1280), (1.0, 32, 16, 1280), (2, 64, 32, 2560)]
+)
+def test_a_width_of_mobilenet_scales_its_channels(width: float, stem: int, first: int, last: int) -> None:
+    with torch.device("meta"):
+        net = MobileNetV2(width).build(3, 10)
+    assert (net.conv1.out_channels, net.blocks[0].conv3.out_channels, net.linear.in_features) == (stem, first, last)
+
+
+def test_a_stem_of_stride_two_halves_what_is_pooled_and_the_default_changes_nothing() -> None:
+    model, plain, seen = built(PreActResNet18(4, stem=2)), built(PreActResNet18(4)), list[Tensor]()
+    assert plain.net.conv1.stride == (1, 1)
+    assert all(torch.equal(t, plain.state_dict()[name]) for name, t in model.state_dict().items())
+    model.net.bn.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model(pictures(2, 64))
+    assert seen[0].shape[2:] == (4, 4)
 
 
 @every_network
@@ -189,6 +280,12 @@ def test_the_same_address_gives_the_same_weights_and_no_generator_is_touched(arc
         lambda: Small(-4),
         lambda: ResNet18(0),
         lambda: PreActResNet18(-1),
+        lambda: PreActResNet18(stem=0),
+        lambda: PreActResNet18(stem=3),
+        lambda: VGG16(0),
+        lambda: MobileNetV2(0.0),
+        lambda: MobileNetV2(-1.0),
+        lambda: MobileNetV2(float("nan")),
         lambda: WideResNet(35, 10),
         lambda: WideResNet(4, 10),
         lambda: WideResNet(-2, 10),

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from demilune.core.random import Stream
+from demilune.errors import DemiluneError
+
 
 def movable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return P(w), the tensors a weight perturbation moves: named ``…weight``, of two dimensions or more.
@@ -16,6 +19,34 @@ def movable(model: nn.Module) -> dict[str, nn.Parameter]:
     Convolutions and linear layers; never biases, batch-norm parameters or buffers (released AWP and RWP code).
     """
     return {name: p for name, p in model.named_parameters() if "weight" in name and p.dim() >= 2}
+
+
+def convolutions(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of all convolutions, by name."""
+    return {f"{name}.weight": m.weight for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
+
+
+def gaussian(weights: Mapping[str, Tensor], sigma: float, rng: Stream) -> dict[str, Tensor]:
+    """Draw N(0, σ²) for every element of every tensor, at the address of its name: one draw for the whole batch."""
+    shared = rng.images(None)
+    return {name: sigma * shared.normal(name, w.shape, dtype=w.dtype) for name, w in weights.items()}
+
+
+@contextmanager
+def penultimate(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what the last linear layer is given by each forward pass inside, [N,D] each.
+
+    Raises DemiluneError for a network without a linear layer.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise DemiluneError("the network has no linear layer, whose inputs this method reads: use another")
+    seen: list[Tensor] = []
+    hook = layers[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 @contextmanager

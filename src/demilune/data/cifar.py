@@ -6,29 +6,23 @@ that is not theirs is used only where the configuration says ``unverified``, and
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 
+from demilune.data.base import Data
 from demilune.data.download import Progress, fetch, unpack
+from demilune.data.extra import Extra
 from demilune.data.pickles import unpickle
-from demilune.data.split import Bytes, Data, Dataset, Indices, Split, fingerprint
+from demilune.data.published import File, assembled, check_fields, data_root, locate, mirror, opened, told
+from demilune.data.split import Bytes, Dataset, Indices
 from demilune.errors import DemiluneError
 
 _BASE = "https://www.cs.toronto.edu/~kriz"
-
-
-class File(NamedTuple):
-    """A file of images, how many it holds, and the MD5 (32 digits) or SHA-1 (40) of the published one."""
-
-    name: str
-    images: int
-    digest: str
 
 
 @final
@@ -164,6 +158,7 @@ class CIFAR10(Data):
     pad: largest random shift of a training image, in pixels
     flip: mirror training images at random
     unverified: accept files that are not the published ones (the result says so)
+    extra: images of another origin to train on besides
     """
 
     root: str = ""
@@ -172,9 +167,10 @@ class CIFAR10(Data):
     pad: int = 4
     flip: bool = True
     unverified: bool = False
+    extra: Extra = Extra()
 
     def __post_init__(self) -> None:
-        _check(self, "cifar10")
+        check_fields(self, "cifar10", 50_000, 32)
 
     def load(self) -> Dataset:
         """Read and verify the files; a few seconds."""
@@ -192,6 +188,7 @@ class CIFAR100(Data):
     pad: largest random shift of a training image, in pixels
     flip: mirror training images at random
     unverified: accept files that are not the published ones (the result says so)
+    extra: images of another origin to train on besides
     """
 
     root: str = ""
@@ -200,9 +197,10 @@ class CIFAR100(Data):
     pad: int = 4
     flip: bool = True
     unverified: bool = False
+    extra: Extra = Extra()
 
     def __post_init__(self) -> None:
-        _check(self, "cifar100")
+        check_fields(self, "cifar100", 50_000, 32)
 
     def load(self) -> Dataset:
         """Read and verify the files; a few seconds."""
@@ -226,143 +224,48 @@ def status(data: CIFAR10 | CIFAR100) -> str:
 
 def obtain(upstream: Upstream, data: CIFAR10 | CIFAR100, url: str, progress: Progress | None) -> Path:
     """Do what :func:`download` says, for any upstream."""
-    root, layout = _root(data), upstream.python
+    root, layout = data_root(data.root), upstream.python
     if any((root / each.folder).exists() for each in (upstream.python, upstream.binary)):
         read(upstream, replace(data, unverified=False))
         return root / _find(upstream, root).folder
-    base = (url or os.environ.get("DEMILUNE_MIRROR", "") or _BASE).rstrip("/")
     archive = root / layout.archive
-    fetch(f"{base}/{layout.archive}", archive, layout.md5, progress)
+    fetch(f"{mirror(url, _BASE)}/{layout.archive}", archive, layout.md5, progress)
     unpack(archive, root, [f"{layout.folder}/{file.name}" for file in layout.files])
     return root / layout.folder
 
 
 def survey(upstream: Upstream, data: CIFAR10 | CIFAR100) -> str:
     """Do what :func:`status` says, for any upstream."""
-    try:
-        found = read(upstream, replace(data, unverified=True))
-    except DemiluneError as error:
-        return str(error)
-    state = "present and verified" if found.official else "present, not the official files"
-    return f"{upstream.name}: {state}: {found.source}"
+    return told(upstream.name, lambda: read(upstream, replace(data, unverified=True)))
 
 
 def read(upstream: Upstream, data: CIFAR10 | CIFAR100) -> Dataset:
-    """Read, verify and split the files of ``upstream`` below ``data``'s root.
-
-    Validation images are the first of NumPy's ``RandomState(0).permutation``, as in the released code of Rice
-    et al. (2020), and the limited training images the next of it.
-    """
-    root = _root(data)
+    """Read, verify and split the files of ``upstream`` below ``data``'s root."""
+    root = data_root(data.root)
     layout = _find(upstream, root)
+    folder = root / layout.folder
     parts, doubts = [], []
     for file in layout.files:
-        path = root / layout.folder / file.name
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DemiluneError(f"{upstream.name}: cannot read {path}: {error.strerror}") from error
-        doubt = _doubt(path, content, file.digest)
-        try:
-            parts.append(_decode(content, layout.label, file.images, len(upstream.classes)))
-        except DemiluneError as error:
-            raise DemiluneError(
-                f"{upstream.name}: {path} cannot be used: {error}; delete {path.parent} and run "
-                f"{_remedy(upstream, root)}"
-            ) from error
+        decode = partial(_decode, label=layout.label, count=file.images, classes=len(upstream.classes))
+        part, doubt = opened(upstream.name, root, folder / file.name, file.digest, decode, folder)
+        parts.append(part)
         doubts += [doubt] if doubt else []
     images = np.concatenate([part[0] for part in parts[:-1]])
     labels = np.concatenate([part[1] for part in parts[:-1]])
-    test_images, test_labels = parts[-1]
-    sha256 = fingerprint((images, labels), (test_images, test_labels), len(upstream.classes))
-    official = not doubts or sha256 == upstream.sha256
-    if not (official or data.unverified):
-        raise DemiluneError(
-            f"{upstream.name}: not the official files: {doubts[0]}; use them all the same with "
-            f"--data.unverified true (results will say so), or move {root / layout.folder} away and run "
-            f"{_remedy(upstream, root)}"
-        )
-    source = str(root / layout.folder)
-    if doubts:
-        source += " (repacked; images and labels are the published ones)" if official else f" ({doubts[0]})"
-    shuffled = np.random.RandomState(0).permutation(len(labels)).astype(np.int64)
-    end = data.validation + data.limit if data.limit else len(labels)
-    return Dataset(
-        name=upstream.name,
-        classes=upstream.classes,
-        train=Split.of(images, labels, shuffled[data.validation : end]),
-        validation=Split.of(images, labels, shuffled[: data.validation]),
-        test=Split.of(test_images, test_labels, np.arange(len(test_labels))),
-        mean=upstream.mean,
-        std=upstream.std,
-        pad=data.pad,
-        flip=data.flip,
-        sha256=sha256,
-        official=official,
-        source=source,
-    )
-
-
-def _check(data: CIFAR10 | CIFAR100, name: str) -> None:
-    if not 0 <= data.validation < 50_000:
-        raise DemiluneError(
-            f"{name}: validation = {data.validation} is not possible: it is from 0 to 49999, because the "
-            "images are taken out of the 50000 for training"
-        )
-    if not 0 <= data.limit <= 50_000 - data.validation:
-        raise DemiluneError(
-            f"{name}: limit = {data.limit} is not possible: it is from 1 to {50_000 - data.validation}, the "
-            "training images that validation leaves, or 0 for all of them"
-        )
-    if not 0 <= data.pad <= 16:
-        raise DemiluneError(f"{name}: pad = {data.pad} is not possible: it is from 0 to 16, half an image")
+    return assembled(upstream, data, (images, labels), parts[-1], doubts, folder)
 
 
 def _upstream(data: CIFAR10 | CIFAR100) -> Upstream:
     return UPSTREAM10 if isinstance(data, CIFAR10) else UPSTREAM100
 
 
-def _root(data: CIFAR10 | CIFAR100) -> Path:
-    return Path(data.root or os.environ.get("DEMILUNE_DATA", "") or "~/.cache/demilune").expanduser()
-
-
-def _remedy(upstream: Upstream, root: Path) -> str:
-    return f"`demilune data {upstream.name} --download --root {root}`"
-
-
 def _find(upstream: Upstream, root: Path) -> Layout:
     """Return the version all of whose files are there, python before binary."""
-    incomplete = ""
-    for layout in (upstream.python, upstream.binary):
-        folder = root / layout.folder
-        missing = [file.name for file in layout.files if not (folder / file.name).is_file()]
-        if not missing:
-            return layout
-        if folder.exists():
-            incomplete = incomplete or (
-                f"{upstream.name}: {folder} is incomplete, it lacks {', '.join(missing)}: delete it and run "
-                f"{_remedy(upstream, root)}"
-            )
-    if incomplete:
-        raise DemiluneError(incomplete)
+    layouts = (upstream.python, upstream.binary)
+    places = [(root / layout.folder, [file.name for file in layout.files]) for layout in layouts]
+    absent = f"there is neither {layouts[0].folder} (python version) nor {layouts[1].folder} (binary version)"
     part = root / f"{upstream.python.archive}.part"
-    if part.is_file():
-        raise DemiluneError(
-            f"{upstream.name}: half downloaded, {part} has {part.stat().st_size:,} bytes so far: finish it "
-            f"with {_remedy(upstream, root)}"
-        )
-    raise DemiluneError(
-        f"{upstream.name}: missing in {root}: there is neither {upstream.python.folder} (python version) nor "
-        f"{upstream.binary.folder} (binary version); give another folder with --data.root, or get it with "
-        f"{_remedy(upstream, root)}"
-    )
-
-
-def _doubt(path: Path, content: bytes, digest: str) -> str:
-    """Return why a file is not the published one, or nothing."""
-    kind = "md5" if len(digest) == 32 else "sha1"
-    found = hashlib.new(kind, content, usedforsecurity=False).hexdigest()
-    return "" if found == digest else f"{path} has the {kind} {found}, the published file {digest}"
+    return layouts[locate(upstream.name, root, places, [part], absent, "delete it and ")]
 
 
 def _decode(content: bytes, label: str | int, count: int, classes: int) -> tuple[Bytes, Indices]:

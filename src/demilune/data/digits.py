@@ -7,7 +7,9 @@ from typing import final
 
 import numpy as np
 
-from demilune.data.split import Data, Dataset, Split, fingerprint, spread, statistics
+from demilune.data.base import Data
+from demilune.data.extra import Extra
+from demilune.data.split import Dataset, Split, fingerprint, spread, statistics
 from demilune.errors import DemiluneError
 
 
@@ -22,12 +24,14 @@ class Digits(Data):
     test: test images
     pad: largest random shift of a training image, in pixels
     flip: mirror training images at random (a mirrored digit is no digit)
+    extra: images of another origin to train on besides
     """
 
     validation: int = 200
     test: int = 500
     pad: int = 1
     flip: bool = False
+    extra: Extra = Extra()
 
     def __post_init__(self) -> None:
         if self.validation < 0 or self.test < 1 or self.validation + self.test > 1600:

@@ -112,21 +112,25 @@ def _transfer(url: str, part: Path, progress: Progress | None) -> None:
 def unpack(archive: Path, root: Path, members: Collection[str]) -> None:
     """Unpack ``members``, paths ``folder/file`` of a tar archive, below ``root``; other files are left in it.
 
-    Each folder appears at once, when all its files are written. Raise :class:`DemiluneError` where it is
-    there already; where the archive is damaged or lacks a member; and where it holds an absolute path, a path
-    through ``..`` or a link, wanted or not, because then it is not what it claims to be; and for a full disk.
+    A member ``folder/`` is everything below that folder. Each folder appears at once, when all its files are
+    written. Raise :class:`DemiluneError` where it is there already; where the archive is damaged or lacks a member;
+    and where it holds an absolute path, a path through ``..`` or a link, wanted or not, because then it is not what
+    it claims to be; and for a full disk.
     """
     folders = sorted({PurePosixPath(member).parts[0] for member in members})
     for folder in folders:
         if (root / folder).exists():
             raise DemiluneError(f"{root / folder} is there already: move it away or delete it, then run it again")
+    wholes = tuple(member for member in members if member.endswith("/"))
     try:
         with (
             tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as aside,
             tarfile.open(archive, "r:*") as tar,
         ):
-            wanted = [entry for entry in map(_plain, tar) if entry.isfile() and entry.name in members]
-            missing = set(members) - {entry.name for entry in wanted}
+            entries = [entry for entry in map(_plain, tar) if entry.isfile()]
+            wanted = [entry for entry in entries if entry.name in members or entry.name.startswith(wholes)]
+            names = {entry.name for entry in wanted}
+            missing = [each for each in members if each not in names and not _below(each, wholes, names)]
             if missing:
                 raise DemiluneError(f"{archive} lacks {', '.join(sorted(missing))}: delete it and run it again")
             tar.extractall(aside, wanted, filter="data")
@@ -136,6 +140,10 @@ def unpack(archive: Path, root: Path, members: Collection[str]) -> None:
         raise DemiluneError(f"{archive} is damaged ({error}): delete it and run it again") from error
     except OSError as error:
         raise _unwritable(root, error) from error
+
+
+def _below(member: str, wholes: Collection[str], names: Collection[str]) -> bool:
+    return member in wholes and any(name.startswith(member) for name in names)
 
 
 def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:

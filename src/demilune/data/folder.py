@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
-from demilune.data.split import Bytes, Data, Dataset, Indices, Split, fingerprint, spread, statistics
+from demilune.data.base import Data
+from demilune.data.extra import Extra
+from demilune.data.pictures import Decoder, folders, read_classes
+from demilune.data.split import Dataset, Split, fingerprint, spread, statistics
 from demilune.errors import DemiluneError
-
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
 @final
@@ -31,6 +31,7 @@ class Folder(Data):
     grey: one channel instead of three
     pad: largest random shift of a training image, in pixels
     flip: mirror training images at random
+    extra: images of another origin to train on besides
     """
 
     root: str = ""
@@ -40,6 +41,7 @@ class Folder(Data):
     grey: bool = False
     pad: int = 4
     flip: bool = True
+    extra: Extra = Extra()
 
     def __post_init__(self) -> None:
         if not 4 <= self.size <= 1024:
@@ -55,13 +57,13 @@ class Folder(Data):
             )
 
     def load(self) -> Dataset:
-        """Read and resize every image."""
+        """Read and resize every image; many are kept for the next time in $DEMILUNE_CACHE, else in ~/.cache."""
         if not self.root:
             raise DemiluneError("folder: no root was given: name the folder of your images, --data.root DIR")
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise DemiluneError(f"folder: {root} is no folder: give the one that holds your images, --data.root DIR")
-        names = [path.name for path in _folders(root)]
+        names = [path.name for path in folders(root)]
         if ("train" in names) != ("test" in names):
             raise DemiluneError(
                 f"folder: {root} holds {', '.join(names)}: there must be both train and test, or neither and "
@@ -69,18 +71,19 @@ class Folder(Data):
             )
         parted = "train" in names
         pool = root / "train" if parted else root
-        classes = [path.name for path in _folders(pool)]
+        classes = [path.name for path in folders(pool)]
         if len(classes) < 2:
             raise DemiluneError(
                 f"folder: {pool} holds {len(classes)} folders: a classifier needs at least 2, one a class"
             )
-        images, labels = self._read(pool, classes)
+        decoder = Decoder("folder", self.size, self.grey)
+        images, labels = read_classes(decoder, pool, classes)
         chosen = spread(labels)
         if parted:
-            strange = sorted({path.name for path in _folders(root / "test")} - set(classes))
+            strange = sorted({path.name for path in folders(root / "test")} - set(classes))
             if strange:
                 raise DemiluneError(f"folder: {root / 'test'} has the classes {', '.join(strange)}, which {pool} lacks")
-            tests = self._read(root / "test", classes)
+            tests = read_classes(decoder, root / "test", classes)  # which may lack classes
             tested = np.arange(len(tests[1]))
         else:
             held = round(self.test * len(labels))
@@ -111,48 +114,3 @@ class Folder(Data):
             official=False,
             source=f"the images in {root}",
         )
-
-    def _read(self, folder: Path, classes: Sequence[str]) -> tuple[Bytes, Indices]:
-        """Return all images, uint8 [N,C,size,size], sorted by class and name, and their labels, [N]."""
-        images: list[Bytes] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            if not (folder / name).exists():  # a test folder may lack classes, a class may not lack images
-                continue
-            paths = sorted(path for path in (folder / name).iterdir() if _is_image(path))
-            if not paths:
-                raise DemiluneError(f"folder: {folder / name} holds no images ({', '.join(sorted(_SUFFIXES))})")
-            images += [_decode(path, self.size, self.grey) for path in paths]
-            labels += [label] * len(paths)
-        if not images:
-            raise DemiluneError(f"folder: {folder} holds no images")
-        return np.stack(images), np.array(labels, np.int64)
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def _decode(path: Path, size: int, grey: bool) -> Bytes:
-    """Return an image as uint8 [C,size,size]: upright, its largest centred square, resized (bicubic)."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):  # Pillow would cut its values off at 255
-                raise ValueError("more than 8 bits a channel")
-            image = ImageOps.exif_transpose(opened)
-            if "transparency" in image.info:  # a palette of colours and opacities cannot become RGB at once
-                image = image.convert("RGBA")
-            image = image.convert("L" if grey else "RGB")
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    except Exception as error:  # Pillow's decoders fail with any kind of exception on a broken file
-        raise DemiluneError(
-            f"folder: {path} cannot be read as an image ({error}): replace it, or take it away"
-        ) from error
-    pixels = np.asarray(image, dtype=np.uint8)
-    return pixels[None] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
@@ -47,6 +46,11 @@ class Split:
         """Return the same images on another device."""
         return Split(self.images.to(device), self.labels.to(device), self.ids.to(device))
 
+    def centred(self, height: int, width: int) -> Split:
+        """Return the centre of each image, uint8 [N,C,height,width]: what a network sees where training crops."""
+        top, left = ((side - kept) // 2 for side, kept in zip(self.images.shape[2:], (height, width), strict=True))
+        return replace(self, images=self.images[:, :, top : top + height, left : left + width].contiguous())
+
     def pixels(self, index: Tensor | slice) -> Tensor:
         """Return float32 [n,C,H,W] in [0,1]: exactly uint8/255, rounded once, on every device."""
         # CUDA divides by a Python number by multiplying with its reciprocal, which rounds twice; by a tensor
@@ -61,9 +65,13 @@ class Dataset:
 
     The validation images are taken from the upstream training images: the best checkpoint is chosen on them,
     never on the test images. ``mean`` and ``std`` are per channel, of pixels in [0,1]. ``pad`` and ``flip``
-    are the augmentation of training images. ``sha256`` fingerprints the arrays before validation images and
-    limits are taken out, see :func:`fingerprint`; ``official`` says that they are those its authors
-    published, ``source`` in one line where they came from.
+    are the augmentation of training images, which may be larger than ``shape``: then a random crop of that
+    size is part of it, see :func:`~demilune.data.augment.crop_flip`. ``sha256`` fingerprints the arrays before
+    validation images and limits are taken out, see :func:`fingerprint`; ``official`` says that they are those
+    its authors published, ``source`` in one line where they came from. ``extra`` are images of another origin
+    to train on, of which ``extra_share`` of each batch is drawn; see :class:`~demilune.data.extra.Extra`.
+    ``extra_sha256`` is the sha256 of their bytes and, after them, of their labels', written as those of
+    ``sha256`` are.
     """
 
     name: str
@@ -78,10 +86,13 @@ class Dataset:
     sha256: Mapping[str, str]
     official: bool
     source: str
+    extra: Split | None = None
+    extra_share: float = 0.0
+    extra_sha256: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape (C,H,W) of an image."""
+        """The shape (C,H,W) of an image as the network sees it; training images may be larger."""
         channels, height, width = self.test.images.shape[1:]
         return channels, height, width
 
@@ -92,17 +103,8 @@ class Dataset:
             train=self.train.to(device),
             validation=self.validation.to(device),
             test=self.test.to(device),
+            extra=None if self.extra is None else self.extra.to(device),
         )
-
-
-class Data(ABC):
-    """A source of data: a frozen value whose fields are its configuration."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def load(self) -> Dataset:
-        """Read the data into CPU tensors; raise :class:`DemiluneError` where they are missing or broken."""
 
 
 def fingerprint(train: tuple[Bytes, Indices], test: tuple[Bytes, Indices], classes: int) -> dict[str, str]:
@@ -110,12 +112,23 @@ def fingerprint(train: tuple[Bytes, Indices], test: tuple[Bytes, Indices], class
 
     Images are hashed as uint8 [N,H,W,C], labels as uint8 (int64 above 256 classes), both in C order.
     """
-    kind = np.uint8 if classes <= 256 else np.int64
     return {
-        f"{part}_{what}": hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+        f"{part}_{what}": sha256(array, classes)
         for part, (images, labels) in (("train", train), ("test", test))
-        for what, array in (("images", images.transpose(0, 2, 3, 1)), ("labels", labels.astype(kind)))
+        for what, array in (("images", images), ("labels", labels))
     }
+
+
+def sha256(array: Bytes | Indices, classes: int, *more: Bytes | Indices) -> str:
+    """Return the sha256 of images or labels, and of what follows, written as :func:`fingerprint` says."""
+    kind = np.uint8 if classes <= 256 else np.int64
+    found = hashlib.sha256()
+    for each in (array, *more):
+        for start in range(0, len(each), 1024):  # in blocks, so that no second copy of all images is made
+            block = each[start : start + 1024]
+            written = block.transpose(0, 2, 3, 1) if each.ndim == 4 else block.astype(kind)
+            found.update(np.ascontiguousarray(written).data)
+    return found.hexdigest()
 
 
 def spread(labels: Indices) -> Indices:

@@ -220,7 +220,7 @@ def chosen_images(dataset: Dataset, request: Request) -> Split:
     if 0 < request.limit < len(split):
         index = Stream.of(0, "subset", request.split).permutation("images", len(split))[: request.limit]
         split = split.take(index.sort().values)
-    return split
+    return split.centred(*dataset.shape[1:])  # training images may be larger than what is trained on
 
 
 def rebuild(file: Path, checkpoint: Checkpoint, experiment: Experiment) -> torch.nn.Module:

@@ -9,10 +9,13 @@ from demilune.methods.adt import ADT
 from demilune.methods.avm import AVM
 from demilune.methods.base import Batch, Examples, Method, Note
 from demilune.methods.gairat import GAIRAT
+from demilune.methods.local import Local
+from demilune.methods.lrat import LRAT, LRATRAT, LRATTRADES
 from demilune.methods.mart import MART
 from demilune.methods.rat import RAT
 from demilune.methods.sat import SAT
 from demilune.methods.standard import Standard
+from demilune.methods.taylor import TaylorCode, TaylorExact
 from demilune.methods.trades import TRADES
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
@@ -24,6 +27,11 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "avm": AVM,
         "adt": ADT,
         "gairat": GAIRAT,
+        "lrat": LRAT,
+        "lrat_trades": LRATTRADES,
+        "lrat_rat": LRATRAT,
+        "taylor_code": TaylorCode,
+        "taylor_exact": TaylorExact,
         "rat": RAT,
     }
 )
@@ -32,6 +40,9 @@ __all__ = [
     "ADT",
     "AVM",
     "GAIRAT",
+    "LRAT",
+    "LRATRAT",
+    "LRATTRADES",
     "MART",
     "METHODS",
     "RAT",
@@ -39,7 +50,10 @@ __all__ = [
     "TRADES",
     "Batch",
     "Examples",
+    "Local",
     "Method",
     "Note",
     "Standard",
+    "TaylorCode",
+    "TaylorExact",
 ]

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from demilune.attacks import BatchNormMode
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
-from demilune.core.targets import entropy, one_hot
+from demilune.core.targets import one_hot
 
 
 class Batch(NamedTuple):
@@ -34,8 +35,9 @@ class Note(NamedTuple):
 class Examples(NamedTuple):
     """What a method trains on in one step; no tensor carries a graph.
 
-    points [R,C,H,W]; targets [R,K], a distribution per row; floor [R], the entropy of each row's target, under
-    which its cross-entropy cannot fall; extra: what the objective needs besides; notes: what is logged.
+    points [P,C,H,W]; targets [P,K], a distribution per point; floor [R], for each row of the loss (a point, or a group
+    of points) that under which it cannot fall: the entropy of its label; extra: what the objective needs besides;
+    notes: what is logged.
     """
 
     batch: Batch
@@ -47,9 +49,9 @@ class Examples(NamedTuple):
 
 
 def hard(batch: Batch, points: Tensor, extra: Mapping[str, Tensor] | None = None) -> Examples:
-    """Return one point per image with its one-hot label."""
-    targets = one_hot(batch.y, batch.classes, points.dtype)
-    return Examples(batch, points, targets, entropy(targets), extra or {}, {})
+    """Return points [M·N,…], one row of loss per image, with one-hot labels, whose entropy is 0."""
+    targets = one_hot(batch.y.repeat(len(points) // len(batch.y)), batch.classes, points.dtype)
+    return Examples(batch, points, targets, torch.zeros_like(targets[: len(batch.y), 0]), extra or {}, {})
 
 
 class Method(ABC):

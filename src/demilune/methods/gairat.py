@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from demilune.attacks import PGD, BatchNormMode
+from demilune.attacks import PGD, BatchNormMode, Iterate
 from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
@@ -27,39 +28,60 @@ class GAIRAT(Method):
 
     attack: the inner maximisation
     shift: Λ; larger is closer to SAT
+    share: share of the weighted loss, the rest being SAT's; 0.5 is the average of both (lrat.md 4.3)
     begin: first epoch (from 0) with weights; SAT before. The released scripts begin at half the run or later
     bn: batch norm during the attack: eval (the released code's), train_frozen or train
     """
 
     attack: PGD = PGD()
     shift: float = -1.0
+    share: float = 1.0
     begin: int = 0
     bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
-        if self.attack.steps < 2:
-            raise DemiluneError(
-                f"attack.steps = {self.attack.steps}: GAIRAT counts steps withstood and needs 2 or more"
-            )
-        if self.begin < 0:
-            raise DemiluneError(f"begin = {self.begin}: it must be an epoch, 0 or more")
+        check_counted(self.attack)
+        check_begin(self.begin)
+        if not 0.0 <= self.share <= 1.0:
+            raise DemiluneError(f"share = {self.share:g}: the share of the weighted loss must be from 0 to 1")
 
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
         """Return x'_K, with the weights in ``extra``."""
-        points, kept = batch.x, torch.zeros_like(batch.y)
-        for iterate in self.attack.path(model, batch.x, batch.y, ball, rng):
-            points = iterate.point
-            if iterate.logits is not None:
-                kept = kept + (iterate.logits.argmax(dim=1) == batch.y)
-        weight = self.weights(kept, points.dtype) if batch.epoch >= self.begin else torch.ones_like(points[:, 0, 0, 0])
-        return hard(batch, points, {"weight": weight})
-
-    def weights(self, kept: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return w [N] for κ = ``kept`` int64 [N]; their mean is 1."""
-        geometry = 5.0 * (1.0 - kept.to(dtype) / (self.attack.steps // 2))
-        weight = torch.sigmoid(2.0 * (self.shift + geometry))  # (1 + tanh a) / 2, without cancelling to 0
-        return weight * (len(weight) / weight.sum())
+        points, kept = withstood(self.attack.path(model, batch.x, batch.y, ball, rng), batch.y)
+        if batch.epoch < self.begin:
+            return hard(batch, points, {"weight": torch.ones_like(points[:, 0, 0, 0])})
+        weight = balanced(kept, self.attack.steps, self.shift, points.dtype)
+        return hard(batch, points, {"weight": self.share * weight + (1.0 - self.share)})
 
     def objective(self, model: nn.Module, made: Examples) -> Tensor:
         """Return w · CE, [N]."""
         return made.extra["weight"] * cross_entropy(model(made.points), made.targets)
+
+
+def withstood(path: Iterator[Iterate], y: Tensor) -> tuple[Tensor, Tensor]:
+    """Walk a path and return x'_K and κ int64 [N], the number of x'_0 … x'_{K-1} that are classified correctly."""
+    kept, points = torch.zeros_like(y), torch.empty(0)
+    for iterate in path:
+        points = iterate.point
+        if iterate.logits is not None:
+            kept = kept + (iterate.logits.argmax(dim=1) == y)
+    return points, kept
+
+
+def balanced(kept: Tensor, steps: int, shift: float, dtype: torch.dtype) -> Tensor:
+    """Return w [N] for κ = ``kept`` int64 [N]; their mean is 1."""
+    geometry = 5.0 * (1.0 - kept.to(dtype) / (steps // 2))
+    weight = torch.sigmoid(2.0 * (shift + geometry))  # (1 + tanh a) / 2, without cancelling to 0
+    return weight * (len(weight) / weight.sum())
+
+
+def check_counted(attack: PGD) -> None:
+    """Refuse an attack with too few steps to count."""
+    if attack.steps < 2:
+        raise DemiluneError(f"attack.steps = {attack.steps}: GAIRAT counts steps withstood and needs 2 or more")
+
+
+def check_begin(begin: int) -> None:
+    """Refuse an epoch before the first."""
+    if begin < 0:
+        raise DemiluneError(f"begin = {begin}: it must be an epoch, 0 or more")

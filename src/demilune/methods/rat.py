@@ -105,10 +105,14 @@ class RAT(Method):
 
     def objective(self, model: nn.Module, made: Examples) -> Tensor:
         """Return the cross-entropy against the distance-aware labels, [m·n]."""
+        return cross_entropy(self.logits(model, made), made.targets)
+
+    def logits(self, model: nn.Module, made: Examples) -> Tensor:
+        """Return the predictions on the points, [m·n,C], in one pass or in many."""
         if self.passes == "one":
-            return cross_entropy(model(made.points), made.targets)
-        logits = torch.cat([model(part) for part in made.points.chunk(self.samples)])
-        return cross_entropy(logits, made.targets)
+            logits: Tensor = model(made.points)
+            return logits
+        return torch.cat([model(part) for part in made.points.chunk(self.samples)])
 
     def ends(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Ends:
         """Walk the attack's path; x'_K is never run forward: were it the first success, x_f = x_e all the same."""

@@ -42,10 +42,15 @@ class TRADES(Method):
 
     def objective(self, model: nn.Module, made: Examples) -> Tensor:
         """Return CE + β KL, [N]."""
-        logits = model(made.batch.x)
-        if self.beta == 0.0:
-            return cross_entropy(logits, made.targets)
-        return cross_entropy(logits, made.targets) + self.beta * kl(logits, model(made.points))
+        return regularised(model, made, self.beta)
+
+
+def regularised(model: nn.Module, made: Examples, beta: float) -> Tensor:
+    """Return CE(f(x), y) + β KL(p(x) ‖ p(x')), [N]; x' is not run forward where β is 0."""
+    logits = model(made.batch.x)
+    if beta == 0.0:
+        return cross_entropy(logits, made.targets)
+    return cross_entropy(logits, made.targets) + beta * kl(logits, model(made.points))
 
 
 def check_weight(name: str, value: float) -> None:

@@ -9,12 +9,21 @@ import torch
 
 from demilune.core.random import Stream
 from demilune.models.base import Architecture, Normalized
+from demilune.models.mobilenet import MobileNetV2
 from demilune.models.resnet import PreActResNet18, ResNet18
 from demilune.models.small import Small
+from demilune.models.vgg import VGG16
 from demilune.models.wide_resnet import WideResNet
 
 MODELS: Mapping[str, type[Architecture]] = MappingProxyType(
-    {"small": Small, "resnet18": ResNet18, "preact_resnet18": PreActResNet18, "wide_resnet": WideResNet}
+    {
+        "small": Small,
+        "resnet18": ResNet18,
+        "preact_resnet18": PreActResNet18,
+        "wide_resnet": WideResNet,
+        "vgg16": VGG16,
+        "mobilenet_v2": MobileNetV2,
+    }
 )
 
 
@@ -29,7 +38,9 @@ def create(
 
 __all__ = [
     "MODELS",
+    "VGG16",
     "Architecture",
+    "MobileNetV2",
     "Normalized",
     "PreActResNet18",
     "ResNet18",

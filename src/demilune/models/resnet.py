@@ -8,6 +8,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from demilune.errors import DemiluneError
 from demilune.models.base import Architecture, conv1x1, conv3x3, pool
 from demilune.models.small import check_width
 
@@ -89,9 +90,9 @@ class ResNet(nn.Module):
 class PreActResNet(nn.Module):
     """conv, eight pre-activation blocks, BN-ReLU, average pool, linear."""
 
-    def __init__(self, width: int, channels: int, classes: int) -> None:
+    def __init__(self, width: int, stem: int, channels: int, classes: int) -> None:
         super().__init__()
-        self.conv1 = conv3x3(channels, width)
+        self.conv1 = conv3x3(channels, width, stem)
         self.blocks = _stages(PreActBlock, width)
         self.bn = nn.BatchNorm2d(8 * width)
         self.linear = nn.Linear(8 * width, classes)
@@ -126,13 +127,17 @@ class PreActResNet18(Architecture):
     """PreActResNet-18 for small images; 11,172,170 parameters at width 64 and 10 classes.
 
     width: channels of the first stage; the four stages have width times 1, 2, 4, 8
+    stem: stride of the first convolution: 1, or 2 for images of 128 pixels and more, at a quarter of the cost
     """
 
     width: int = 64
+    stem: int = 1
 
     def __post_init__(self) -> None:
         check_width(self.width)
+        if self.stem not in (1, 2):
+            raise DemiluneError(f"stem = {self.stem}: the stride of the first convolution is 1 or 2")
 
     def build(self, channels: int, classes: int) -> nn.Module:
         """Return the network."""
-        return PreActResNet(self.width, channels, classes)
+        return PreActResNet(self.width, self.stem, channels, classes)

@@ -7,8 +7,9 @@ from types import MappingProxyType
 
 from demilune.moves.awp import AWP
 from demilune.moves.base import NoMove, WeightMove
+from demilune.moves.gaussian import Gaussian
 from demilune.moves.rwp import RWP
 
-MOVES: Mapping[str, type[WeightMove]] = MappingProxyType({"none": NoMove, "awp": AWP, "rwp": RWP})
+MOVES: Mapping[str, type[WeightMove]] = MappingProxyType({"none": NoMove, "awp": AWP, "rwp": RWP, "gaussian": Gaussian})
 
-__all__ = ["AWP", "MOVES", "RWP", "NoMove", "WeightMove"]
+__all__ = ["AWP", "MOVES", "RWP", "Gaussian", "NoMove", "WeightMove"]

@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from demilune.core.random import Stream
 from demilune.core.weights import movable, untracked
 from demilune.moves.base import WeightMove, check_move
 
@@ -37,7 +38,7 @@ class AWP(WeightMove):
         """Return the warm-up."""
         return self.warmup
 
-    def offset(self, model: nn.Module, climbed: Callable[[], Tensor]) -> Mapping[str, Tensor]:
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Mapping[str, Tensor]:
         """Return one normalised step per tensor."""
         if self.gamma == 0.0:
             return {}

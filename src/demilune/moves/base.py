@@ -9,6 +9,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from demilune.core.random import Stream
 from demilune.errors import DemiluneError
 
 
@@ -25,11 +26,11 @@ class WeightMove(ABC):
         """Return the first epoch (from 0) in which the weights are moved."""
 
     @abstractmethod
-    def offset(self, model: nn.Module, climbed: Callable[[], Tensor]) -> Mapping[str, Tensor]:
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Mapping[str, Tensor]:
         """Return the offset by name of tensor; empty for none.
 
-        ``climbed()`` gives the per-row losses [R] to ascend, at the weights as they stand. Neither weights, gradients
-        nor buffers change, and nothing is drawn.
+        ``climbed()`` gives the per-row losses [R] to ascend, at the weights as they stand; ``rng`` is addressed by
+        epoch and step. Neither weights, gradients nor buffers change.
         """
 
 
@@ -42,7 +43,7 @@ class NoMove(WeightMove):
         """Return 0."""
         return 0
 
-    def offset(self, model: nn.Module, climbed: Callable[[], Tensor]) -> Mapping[str, Tensor]:
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Mapping[str, Tensor]:
         """Return no offset."""
         return {}
 
@@ -53,5 +54,10 @@ def check_move(gamma: float, warmup: int) -> None:
         raise DemiluneError(
             f"gamma = {gamma:g}: the size of the move relative to the weights must be from 0 to below 1"
         )
+    check_warmup(warmup)
+
+
+def check_warmup(warmup: int) -> None:
+    """Refuse a warm-up that means nothing."""
     if warmup < 0:
         raise DemiluneError(f"warmup = {warmup}: it must be 0 epochs or more")

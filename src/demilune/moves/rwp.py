@@ -10,6 +10,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
+from demilune.core.random import Stream
 from demilune.core.weights import movable, moved, untracked
 from demilune.errors import DemiluneError
 from demilune.moves.awp import TINY, norm
@@ -56,7 +57,7 @@ class RWP(WeightMove):
         """Return the warm-up."""
         return self.warmup
 
-    def offset(self, model: nn.Module, climbed: Callable[[], Tensor]) -> Mapping[str, Tensor]:
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Mapping[str, Tensor]:
         """Return v_K2; no graph outlives its step."""
         if self.gamma == 0.0:
             return {}

@@ -1,0 +1,186 @@
+"""Methods, moves, averages and extra data together: trained, resumed, and refused where it makes no sense."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from conftest import refused
+from contract.tables import METHOD_TABLE, MOVE_TABLE
+from demilune.__main__ import main
+from demilune.attacks import PGD
+from demilune.core.geometry import Ball
+from demilune.core.random import Stream
+from demilune.data import Dataset, Digits, Extra
+from demilune.data.extra import FIRST_ID
+from demilune.errors import DemiluneError
+from demilune.experiment import Experiment, Training, build, plain
+from demilune.methods import ADT, SAT, TRADES, Method, TaylorCode
+from demilune.models import Small
+from demilune.moves import AWP, WeightMove
+from demilune.runs import RunFolder
+from demilune.runtime import Runtime
+from demilune.schedules import EMA
+from demilune.train import draw, fit
+
+RUN = Experiment(
+    name="tiny",
+    data=Digits(validation=20),
+    model=Small(4),
+    method=SAT(),
+    ball=Ball("linf", 0.15),
+    average=EMA(0.9),
+    training=Training(steps=3, batch=32, validation=PGD(steps=1, step_ratio=1.0), validate_every=9),
+    runtime=Runtime(threads=1),
+)
+TINY = ["--training.steps", "4", "--training.batch", "32", "--model.width", "4", "--runtime.threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return RUN.data.load()
+
+
+@pytest.mark.parametrize("method", METHOD_TABLE.values(), ids=METHOD_TABLE)
+@pytest.mark.parametrize("move", MOVE_TABLE.values(), ids=MOVE_TABLE)
+def test_every_method_with_every_move_resumes_to_the_same_bits(
+    method: Method, move: WeightMove, digits: Dataset, tmp_path: Path
+) -> None:
+    run, whole, torn = replace(RUN, method=method, move=move), RunFolder(tmp_path / "w"), RunFolder(tmp_path / "t")
+    assert build(Experiment, plain(run)) == run
+    assert fit(run, digits, whole)
+    steps = iter([False, True])
+    assert not fit(run, digits, torn, stopping=lambda: next(steps))
+    assert fit(run, digits, torn, resume=True)
+    for name in ("last.safetensors", "best.safetensors", "metrics.jsonl"):
+        assert (torn.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--method", "trades", "--move", "rwp", "--method.beta", "6"], ("trades", "rwp", "none")),
+        (["--method", "rat", "--move", "rwp", "--average", "ema"], ("rat", "rwp", "ema")),
+        (["--method", "lrat_rat", "--method.rat.samples", "3", "--move", "awp"], ("lrat_rat", "awp", "none")),
+        (["--method", "taylor_code", "--method.noise", "0", "--move", "awp"], ("taylor_code", "awp", "none")),
+        (["--method", "lrat", "--method.attacks", "both", "--ball.norm", "l2"], ("lrat", "none", "none")),
+    ],
+)  # fmt: skip
+def test_compositions_train_from_the_command_line(
+    options: list[str], expected: tuple[str, str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "digits-sat", *options, *TINY, "--out", str(out)]) == 0
+    run = yaml.safe_load((out / "experiment.json").read_text())
+    assert (run["method"]["name"], run["move"]["name"], run["average"]["name"]) == expected
+    assert main(["evaluate", str(out), "--attacks", "fgsm,cw2", "--limit", "20"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "sat", "--method.beta", "6"], ["unrecognized arguments: --method.beta"]),
+        (["--method", "trades", "--method.betta", "6"], ["did you mean --method.beta?"]),
+        (["--method", "adt", "--ball.norm", "l2"], ["adt with ball.norm l2", "use linf"]),
+        (["--move", "rwp", "--training.parts", "2"], ["training.parts = 2 with the move rwp", "use one part"]),
+        (["--method", "taylor_code", "--training.parts", "2"], ["taylor_code", "use one part"]),
+        (["--move", "awp", "--move.warmup", "40"], ["move.warmup = 40", "never begin"]),
+        (["--method", "gairat", "--method.begin", "41"], ["method.begin = 41", "never begin"]),
+        (["--move", "awp", "--move.gamma", "1"], ["gamma = 1", "from 0 to below 1"]),
+        (["--move", "awp", "--move.gamma", "-0.1"], ["gamma = -0.1", "from 0 to below 1"]),
+        (["--move", "rwp", "--move.c_min", "nan"], ["c_min = nan"]),
+        (["--move", "rwp", "--move.low", "2"], ["low = 2, c_min = 1.7", "low must be smaller"]),
+        (["--move", "rwp", "--move.steps", "0"], ["steps = 0"]),
+        (["--move", "gaussian", "--move.sigma", "2"], ["sigma = 2", "from 0 to 1"]),
+        (["--method", "taylor_code", "--method.alpha", "1.5"], ["alpha = 1.5", "from 0 to 1"]),
+        (["--method", "taylor_code", "--method.wrong_mass", "2"], ["wrong_mass = 2"]),
+        (["--method", "lrat", "--method.local.mass", "-1"], ["local.mass = -1"]),
+        (["--method", "lrat", "--method.local.measured", "eval", "--method.bn", "train"], ["local.measured = eval"]),
+        (["--method", "lrat_rat", "--method.bn", "train"], ["bn = train and rat.bn = eval"]),
+        (["--method", "gairat", "--method.share", "2"], ["share = 2"]),
+        (["--data.extra.file", "nowhere.npz"], ["nowhere.npz", "RST", "--data.extra.file"]),
+        (["--data.extra.share", "1"], ["extra.share = 1"]),
+        (["--data.extra.file", "x.npz", "--data.extra.share", "0.001"], ["data.extra.share = 0.001", "no image"]),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    options: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(["train", "digits-sat", *options, "--out", str(tmp_path / "x")], capsys, *words)
+    assert not (tmp_path / "x").exists()
+
+
+def test_rst_without_its_images_says_what_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEMILUNE_DATA", str(tmp_path))
+    argv = ["train", "digits-trades", "--data.extra.file", "ti_500K_pseudo_labeled.npz", "--out", str(tmp_path / "x")]
+    refused(argv, capsys, "ti_500K_pseudo_labeled.npz is missing", "pseudo-labels")
+
+
+def pseudo(tmp_path: Path, count: int = 40) -> Path:
+    """Return a file of extra images that are told apart by their brightness."""
+    images = np.full((count, 8, 8, 1), 255, np.uint8)
+    np.savez(tmp_path / "extra.npz", image=images, label=np.arange(count) % 10)
+    return tmp_path / "extra.npz"
+
+
+def test_half_of_each_batch_is_pseudo_labelled_and_an_epoch_is_as_released(tmp_path: Path) -> None:
+    source = replace(RUN.data, pad=0, extra=Extra(str(pseudo(tmp_path))))
+    mixed = source.mixed()
+    training = Training(epochs=1, batch=64)
+    steps, per_epoch = training.lengths(len(mixed.train), mixed.extra_share)
+    assert steps == per_epoch == -(-len(mixed.train) // 64)
+    assert Training(epochs=200, batch=256).lengths(50_000, 0.5) == (200 * 196, 196)  # the released epoch
+    assert Training(epochs=2, batch=256).lengths(50_000) == (390, 195)
+    batch = draw(mixed, torch.arange(32), 0, Stream.of(0, "step"), 32)
+    extra = batch.ids >= FIRST_ID
+    assert int(extra.sum()) == 32
+    assert torch.equal(extra, (batch.x == 1.0).flatten(1).all(dim=1))
+    assert len(batch.ids.unique()) == 64
+    assert not torch.equal(extra, extra.sort().values)  # mixed, so that parts of a batch hold both
+    other = draw(mixed, torch.arange(32), 0, Stream.of(0, "another"), 32)
+    assert not torch.equal(other.y[other.ids >= FIRST_ID], batch.y[extra])
+
+
+def test_rst_trains_resumes_and_is_evaluated_without_its_images(tmp_path: Path) -> None:
+    run = replace(RUN, data=replace(RUN.data, extra=Extra(str(pseudo(tmp_path)), 0.25)), method=TRADES())
+    whole, torn = RunFolder(tmp_path / "w"), RunFolder(tmp_path / "t")
+    assert fit(run, run.data.mixed(), whole)
+    steps = iter([False, True])
+    assert not fit(run, run.data.mixed(), torn, stopping=lambda: next(steps))
+    assert fit(run, run.data.mixed(), torn, resume=True)
+    assert (torn.path / "last.safetensors").read_bytes() == (whole.path / "last.safetensors").read_bytes()
+    plain_run = replace(run, data=RUN.data)
+    assert fit(plain_run, plain_run.data.mixed(), RunFolder(tmp_path / "p"))
+    assert (tmp_path / "p" / "metrics.jsonl").read_bytes() != (tmp_path / "w" / "metrics.jsonl").read_bytes()
+    (tmp_path / "extra.npz").unlink()
+    assert main(["evaluate", str(whole.path), "--attacks", "fgsm", "--limit", "20"]) == 0
+
+
+def test_other_extra_images_are_other_data(tmp_path: Path) -> None:
+    run = replace(RUN, data=replace(RUN.data, extra=Extra(str(pseudo(tmp_path)))), method=TRADES())
+    folder, steps = RunFolder(tmp_path / "t"), iter([False, True])
+    assert not fit(run, run.data.mixed(), folder, stopping=lambda: next(steps))
+    pseudo(tmp_path, 41)
+    with pytest.raises(DemiluneError, match="extra_sha256"):
+        fit(run, run.data.mixed(), folder, resume=True)
+
+
+SENSELESS = {
+    "adt in l2": lambda: replace(RUN, method=ADT(), ball=Ball("l2", 1.0)),
+    "taylor in parts": lambda: replace(RUN, method=TaylorCode(), training=replace(RUN.training, parts=2)),
+    "a move in parts": lambda: replace(RUN, move=AWP(), training=replace(RUN.training, parts=2)),
+}
+
+
+@pytest.mark.parametrize("make", SENSELESS.values(), ids=SENSELESS)
+def test_the_library_refuses_the_same(make: object) -> None:
+    assert callable(make)
+    with pytest.raises(DemiluneError):
+        make()
