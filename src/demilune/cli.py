@@ -513,6 +513,44 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
+def label(argv: Sequence[str]) -> int:
+    """``demilune label RUN --images FILE --out FILE``."""
+    parser = command_parser(
+        "label",
+        "RUN|CHECKPOINT --images FILE.npz --out FILE.npz [--checkpoint best|last]",
+        "Give images pseudo-labels with a trained network (a standard one, for RST), to train on besides: "
+        "--data.extra.file.",
+    )
+    parser.add_argument("model", metavar="RUN|CHECKPOINT", help="a run folder, or a .safetensors file of a run")
+    parser.add_argument("--images", type=place, metavar="FILE", help="an .npz of uint8 images [N,H,W,C] or [N,C,H,W]")
+    parser.add_argument("--out", type=place, metavar="FILE", help="the .npz to write")
+    parser.add_argument("--checkpoint", choices=("best", "last"), help="which of a run's (default best)")
+    parser.add_argument("--batch", type=whole, metavar="N", help="images at once (default 500)")
+    options = parser.parse_args(argv)
+    for needed in ("images", "out"):
+        if needed not in options:
+            raise DemiluneError(f"--{needed} is missing: name the .npz of images, and the one to write with labels")
+    if getattr(options, "batch", 500) < 1:
+        raise DemiluneError(f"batch {options.batch}: it must be at least 1")
+    from demilune.console import Line, console
+    from demilune.evaluate.label import label as labelled
+    from demilune.runtime import enough_memory
+
+    (file,) = checkpoint_files(Path(options.model), getattr(options, "checkpoint", "best"))
+    out = console()
+    with Line(out, 0) as line, enough_memory():
+
+        def watch(done: int, total: int) -> None:
+            line.total = total
+            line.move(done, "labelling")
+
+        found = labelled(file, Path(options.images), Path(options.out), getattr(options, "batch", 500), watch)
+    told = ", ".join(f"{name} {count}" for name, count in found.counts.items())
+    out.print(f"{found.images} images labelled: {told}", soft_wrap=True, highlight=False)
+    out.print(f"written: {options.out}; train on it with --data.extra.file {options.out}", soft_wrap=True)
+    return 0
+
+
 def argv_model(argv: Sequence[str]) -> Path | None:
     """Return the model named on the command line, if one is."""
     loose, _ = scan(argv, FLAGS)
@@ -742,6 +780,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a network, or go on training it"),
     "stationary": (stationary, "train once per range of losses that perturb the weights, and compare (RWP)"),
     "evaluate": (evaluate, "attack a trained network and tell who survived"),
+    "label": (label, "give images pseudo-labels with a trained network, to train on besides (RST)"),
     "report": (report, "draw runs into one HTML file, with tables and figures"),
     "list": (list_, "list methods, moves, attacks, models, data, schedules, averages, presets"),
     "show": (show, "print a preset with all its fields"),

@@ -48,6 +48,8 @@ def candidates(command: str) -> list[str]:
         own = ["attacks", "checkpoint", "limit", "split", "batch", "step_ratio", "seed", "out"]
         mine = ("--data.", "--ball.", "--runtime.")
         return [f"--{name}" for name in own] + [name for name in fields() if name.startswith(mine)]
+    if command == "label":
+        return ["--images", "--out", "--checkpoint", "--batch"]
     return {"list": list(LISTS), "data": [*VARIANTS["data"], "--download", "--root", "--url"], "report": ["--out"]}.get(
         command, ["bash", "zsh", "fish"]
     )

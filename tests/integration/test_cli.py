@@ -155,7 +155,9 @@ def test_lists(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().out.splitlines()) >= 3
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "report", "list", "show", "data", "completion"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "label", "stationary", "report", "list", "show", "data", "completion"]
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -14,18 +14,20 @@ from conftest import refused
 from contract.tables import METHOD_TABLE, MOVE_TABLE
 from demilune.__main__ import main
 from demilune.attacks import PGD
+from demilune.checkpoint import load_run
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.data import Dataset, Digits, Extra
 from demilune.data.extra import FIRST_ID
 from demilune.errors import DemiluneError
+from demilune.evaluate.assess import rebuild
 from demilune.experiment import Experiment, Training, build, plain
-from demilune.methods import ADT, SAT, TRADES, Method, TaylorCode
+from demilune.methods import ADT, SAT, TRADES, Method, Standard, TaylorCode
 from demilune.models import Small
 from demilune.moves import AWP, WeightMove
 from demilune.runs import RunFolder
 from demilune.runtime import Runtime
-from demilune.schedules import EMA
+from demilune.schedules import EMA, NoAverage
 from demilune.train import draw, fit
 
 RUN = Experiment(
@@ -184,3 +186,34 @@ def test_the_library_refuses_the_same(make: object) -> None:
     assert callable(make)
     with pytest.raises(DemiluneError):
         make()
+
+
+def test_a_trained_network_labels_images_to_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, images, out = tmp_path / "run", tmp_path / "pool.npz", tmp_path / "labelled.npz"
+    standard = replace(RUN, method=Standard(), training=replace(RUN.training, steps=150), average=NoAverage())
+    dataset = RUN.data.load()
+    assert fit(standard, dataset, RunFolder(run))
+    np.savez(images, data=dataset.test.images.permute(0, 2, 3, 1).numpy())
+    assert main(["label", str(run), "--images", str(images), "--out", str(out), "--batch", "64"]) == 0
+    printed = capsys.readouterr().out
+    assert "500 images labelled" in printed
+    with np.load(out) as held:
+        labels, confidence = held["label"], held["confidence"]
+    model, batch = load_run(run / "best.safetensors"), dataset.test.pixels(slice(None))
+    net = rebuild(run / "best.safetensors", model, standard).eval()
+    with torch.no_grad():
+        top = net(batch).softmax(dim=1).max(dim=1)
+    assert np.array_equal(labels, top.indices.numpy())
+    assert np.allclose(confidence, top.values.numpy(), atol=1e-6)
+    assert len(set(labels.tolist())) > 2
+    mixed = replace(RUN.data, extra=Extra(str(out))).mixed()
+    assert mixed.extra is not None
+    assert torch.equal(mixed.extra.images, dataset.test.images)
+    before = out.read_bytes()
+    refused(["label", str(run), "--images", str(images), "--out", str(out)], capsys, "is there already")
+    assert out.read_bytes() == before
+    np.savez(images, image=np.zeros((3, 4, 4, 1), np.uint8))
+    argv = ["label", str(run), "--images", str(images), "--out", str(tmp_path / "new.npz")]
+    refused(argv, capsys, "digits needs uint8 [N, 8, 8, 1]")
+    refused(["label", str(run), "--out", "x.npz"], capsys, "--images is missing")
+    refused(["label", str(run), "--images", str(tmp_path / "no.npz"), "--out", "x.npz"], capsys, "is missing")

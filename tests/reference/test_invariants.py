@@ -35,6 +35,7 @@ from demilune.methods import (
     Method,
     Standard,
     TaylorCode,
+    TaylorExact,
     adt,
     taylor,
 )
@@ -623,6 +624,14 @@ def test_taylor_12_without_mass_off_the_class_the_terms_are_cross_entropies() ->
         one, two = F.cross_entropy(clean, batch.y), F.cross_entropy(attacked, batch.y)
         expected = 0.7 * one + 6.0 * losses.kl_of(clean, attacked).mean() + factor * 0.3 * 0.5 * (one + two)
         assert torch.allclose(taken(method, made).loss, expected, rtol=1e-10)
+
+
+def test_taylor_exact_has_finite_gradients_where_both_gradients_are_one() -> None:
+    """At radius zero both penalties sit at their kink."""
+    made = made_by(TaylorExact(KL), network(), images(), NOWHERE)
+    ours, theirs = taken(TaylorExact(KL), made), taken(Standard(), made)
+    assert torch.allclose(ours.loss, theirs.loss, rtol=1e-12)
+    assert near(ours.gradients, theirs.gradients)
 
 
 # a step that never waits for the device

@@ -9,9 +9,10 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from demilune.data.published import data_root
-from demilune.data.split import Dataset, Split
+from demilune.data.split import Bytes, Dataset, Split
 from demilune.errors import DemiluneError
 
 IMAGES = ("image", "images", "data", "x")
@@ -53,26 +54,12 @@ class Extra:
         if not self.file:
             return None
         path = self._found()
-        try:
-            with path.open("rb") as file:  # NumPy leaves a damaged file open that it opened itself
-                held = np.load(file, allow_pickle=False)
-                images, labels = _entry(held, IMAGES, "images"), _entry(held, LABELS, "labels")
-        except DemiluneError as error:
-            raise DemiluneError(f"extra images: {path} {error}; name another with --data.extra.file FILE") from None
-        except Exception as error:  # a zip file of arrays that is damaged fails in any way
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DemiluneError(
-                f"extra images: {path} cannot be read as an .npz of arrays ({reason}): put the right file there, or "
-                "name another with --data.extra.file FILE"
-            ) from error
+        images, labels = _arrays(path, (IMAGES, "images"), (LABELS, "labels"))
         trouble = _shape_trouble(images, dataset) or _label_trouble(labels, len(images), dataset)
         if trouble:
             raise DemiluneError(f"extra images: {path}: {trouble}; name another with --data.extra.file FILE")
-        pixels = torch.from_numpy(images)
-        if images.shape[1:] != tuple(dataset.train.images.shape[1:]):
-            pixels = pixels.permute(0, 3, 1, 2)  # a view: half a million images are not copied
         ids = torch.arange(FIRST_ID, FIRST_ID + len(images))
-        return Split(pixels, torch.from_numpy(labels.astype(np.int64)), ids)
+        return Split(_upright(images, dataset), torch.from_numpy(labels.astype(np.int64)), ids)
 
     def _found(self) -> Path:
         given = Path(self.file).expanduser()
@@ -85,6 +72,43 @@ class Extra:
                 f"(key {', '.join(LABELS)}); name it with --data.extra.file FILE"
             )
         return path
+
+
+def unlabelled(path: Path, dataset: Dataset) -> tuple[Bytes, Split]:
+    """Return the images of an .npz as they lie in it, and the same to be labelled: their labels are 0 for now.
+
+    Raise :class:`DemiluneError` where the file is missing, damaged, or of images that are not the data set's kind.
+    """
+    if not path.is_file():
+        raise DemiluneError(f"extra images: {path} is missing: an .npz with uint8 images (key {', '.join(IMAGES)})")
+    (images,) = _arrays(path, (IMAGES, "images"))
+    trouble = _shape_trouble(images, dataset)
+    if trouble:
+        raise DemiluneError(f"extra images: {path}: {trouble}; give another file")
+    count = len(images)
+    return images, Split(_upright(images, dataset), torch.zeros(count, dtype=torch.int64), torch.arange(count))
+
+
+def _arrays(path: Path, *wanted: tuple[Sequence[str], str]) -> list[Any]:
+    """Return arrays of an .npz, each under the first of its keys that is there."""
+    try:
+        with path.open("rb") as file:  # NumPy leaves a damaged file open that it opened itself
+            held = np.load(file, allow_pickle=False)
+            return [_entry(held, keys, what) for keys, what in wanted]
+    except DemiluneError as error:
+        raise DemiluneError(f"extra images: {path} {error}; name another with --data.extra.file FILE") from None
+    except Exception as error:  # a zip file of arrays that is damaged fails in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DemiluneError(
+            f"extra images: {path} cannot be read as an .npz of arrays ({reason}): put the right file there, or "
+            "name another with --data.extra.file FILE"
+        ) from error
+
+
+def _upright(images: Bytes, dataset: Dataset) -> Tensor:
+    """Return images [N,H,W,C] or [N,C,H,W] as [N,C,H,W]; a view, since half a million are not to be copied."""
+    pixels = torch.from_numpy(images)
+    return pixels if images.shape[1:] == tuple(dataset.train.images.shape[1:]) else pixels.permute(0, 3, 1, 2)
 
 
 def _entry(held: Any, keys: Sequence[str], what: str) -> Any:
