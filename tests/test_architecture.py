@@ -36,8 +36,8 @@ ALLOWED = {
         "errors",
     },
     "evaluate": {
-        "core", "attacks", "models", "data", "experiment", "runtime", "runs", "checkpoint", "results", "options",
-        "console", "errors",
+        "core", "attacks", "methods", "models", "data", "experiment", "runtime", "runs", "checkpoint", "results",
+        "options", "console", "errors",
     },
     "report": {"results", "runs", "papers", "errors"},
     "completion": {"experiment", "presets", "options"},

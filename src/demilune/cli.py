@@ -655,6 +655,7 @@ def list_(argv: Sequence[str]) -> int:
     kind, words = options.kind, options.words
     from demilune.attacks import ATTACKS
     from demilune.experiment import VARIANTS
+    from demilune.methods import ORIGIN
 
     tables: dict[str, Mapping[str, Any]] = {"attacks": ATTACKS, "data": VARIANTS["data"]}
     tables |= {f"{section}s": table for section, table in VARIANTS.items() if section != "data"}
@@ -668,6 +669,8 @@ def list_(argv: Sequence[str]) -> int:
         print("classes, for the library and for fields:")
     width = max(len(name) for name in tables[kind])
     lines = [f"{name:<{width}}  {(cls.__doc__ or '').strip().splitlines()[0]}" for name, cls in tables[kind].items()]
+    if kind == "methods":
+        lines = [f"{line}  [{ORIGIN[name]}]" for line, name in zip(lines, tables[kind], strict=True)]
     show_lines(kind, [line for line in lines if holds(line, words)], words)
     if kind == "attacks":
         print("for `demilune evaluate --attacks`, comma-separated:", *FORMS, sep="\n")

@@ -52,6 +52,9 @@ class Preset:
 Row = tuple[str, Method, WeightMove]
 """A row of a comparison: its name, the method, the move."""
 
+HALF = Piecewise(first=0.5, second=0.75)
+# Scripts that count epochs from 1 (TRADES, RST, Taylor) drop the rate, and begin to move weights, one epoch sooner.
+EARLY, WARM = Piecewise(first=0.495, second=0.745), 9
 LINF, L2 = Ball("linf", 8 / 255), Ball("l2", 128 / 255)
 FAST = Runtime(channels_last=True)
 
@@ -128,7 +131,6 @@ def _rat() -> Iterator[tuple[str, Preset]]:
 
 def _rwp() -> Iterator[tuple[str, Preset]]:
     """Yield the trainings of RWP's and AWP's released code: SAT, TRADES and RST, plain and with either move."""
-    half = Piecewise(first=0.5, second=0.75)
     paper = "RWP 2205.14826"
     for data, rate, c_min, but in (
         (CIFAR10(), 0.1, 1.7, " (its padding reflects, ours is black)"),
@@ -143,20 +145,20 @@ def _rwp() -> Iterator[tuple[str, Preset]]:
             for move in (NoMove(), AWP(warmup=warmup), RWP(c_min=c_min, warmup=warmup)):
                 name = "-".join(["rwp", name_of(data), *(["l2"] if ball.norm == "l2" else []), "sat", *_suffix(move)])
                 experiment = Experiment(
-                    name, data, PreActResNet18(), SAT(attack, bn="train"), ball, move, replace(half, rate=rate),
+                    name, data, PreActResNet18(), SAT(attack, bn="train"), ball, move, replace(HALF, rate=rate),
                     training=training, runtime=FAST,
                 )  # fmt: skip
                 yield name, Preset(experiment, paper, f"released code{but}")
     for data in (CIFAR10(), CIFAR100()):
-        for move in (NoMove(), AWP(gamma=0.005, warmup=10), RWP(gamma=0.005, warmup=10)):
+        for move in (NoMove(), AWP(gamma=0.005, warmup=WARM), RWP(gamma=0.005, warmup=WARM)):
             name = "-".join(["rwp", name_of(data), "trades", *_suffix(move)])
             experiment = Experiment(
-                name, data, WideResNet(34, 10), TRADES(), LINF, move, half,
+                name, data, WideResNet(34, 10), TRADES(), LINF, move, EARLY,
                 training=Training(epochs=200, weight_decay=5e-4), runtime=FAST,
             )  # fmt: skip
             yield name, Preset(experiment, paper, "released code; c_min 1.7 on CIFAR-100 too, where it is uncertain")
     extra = Extra("ti_500K_pseudo_labeled.npz")
-    for move in (NoMove(), AWP(gamma=0.005, warmup=10), RWP(gamma=0.005, warmup=10)):
+    for move in (NoMove(), AWP(gamma=0.005, warmup=WARM), RWP(gamma=0.005, warmup=WARM)):
         name = "-".join(["cifar10", "rst", *_suffix(move)])
         experiment = Experiment(
             name, CIFAR10(extra=extra), WideResNet(28, 10), TRADES(KLPGD(step_size=0.007)), Ball("linf", 0.031), move,
@@ -185,7 +187,7 @@ def _lrat() -> Iterator[tuple[str, Preset]]:
         for row, method in rows:
             experiment = Experiment(
                 f"lrat-{name_of(data)}-{row}", data, ResNet18(), method, Ball("linf", 0.031),
-                schedule=Piecewise(rate, 0.3, 0.6), training=Training(epochs=100, validation=attack), runtime=FAST,
+                schedule=Piecewise(rate, 0.29, 0.59), training=Training(epochs=100, validation=attack), runtime=FAST,
             )  # fmt: skip
             about = "reconstructed, " if isinstance(method, LRAT | LRATTRADES | LRATRAT) else ""
             about += "GAIRAT's released setting" + ("; the rate on SVHN is ours" if isinstance(data, SVHN) else "")
@@ -194,8 +196,8 @@ def _lrat() -> Iterator[tuple[str, Preset]]:
 
 def _taylor() -> Iterator[tuple[str, Preset]]:
     """Yield Taylor's trainings: the released TRADES and AWP-TRADES scripts, the other nets, the ablations."""
-    half, training = Piecewise(first=0.5, second=0.75), Training(epochs=200, weight_decay=5e-4)
-    wide, awp = WideResNet(34, 10), AWP(gamma=0.005, warmup=10)
+    training = Training(epochs=200, weight_decay=5e-4)
+    wide, awp = WideResNet(34, 10), AWP(gamma=0.005, warmup=WARM)
     for data, wrong in ((CIFAR10(), 0.8), (CIFAR100(), 0.98), (SVHN(), 0.8)):
         code = TaylorCode(wrong_mass=wrong)
         quiet, open_ = replace(code, noise=0.0), "; settings for this data or net were not found"
@@ -214,7 +216,7 @@ def _taylor() -> Iterator[tuple[str, Preset]]:
             name = f"taylor-{name_of(data)}-{row}"
             told = about + open_ if isinstance(data, SVHN) and open_ not in about else about
             experiment = Experiment(
-                name, data, model, method, LINF, move, half, training=training, runtime=FAST
+                name, data, model, method, LINF, move, EARLY, training=training, runtime=FAST
             )  # fmt: skip
             yield name, Preset(experiment, "Taylor 2303.10653", told)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from demilune.methods import (
     GAIRAT,
     LRATRAT,
     METHODS,
+    ORIGIN,
     RAT,
     SAT,
     Batch,
@@ -101,6 +103,14 @@ class Corners(nn.Module):
 
 def test_the_table_holds_every_method() -> None:
     assert {name: type(method) for name, method in METHOD_TABLE.items()} == dict(METHODS)
+
+
+def test_the_docs_say_of_every_method_what_it_was_written_from() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    assert ORIGIN.keys() == METHODS.keys()
+    for name, origin in ORIGIN.items():
+        (line,) = [line for line in docs.splitlines() if line.startswith(f"| `{name}` | ")]
+        assert name == "standard" or origin in line
 
 
 @pytest.mark.parametrize("name", METHODS)

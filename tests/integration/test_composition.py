@@ -25,7 +25,7 @@ from demilune.experiment import Experiment, Training, build, plain
 from demilune.methods import ADT, SAT, TRADES, Method, Standard, TaylorCode
 from demilune.models import Small
 from demilune.moves import AWP, WeightMove
-from demilune.runs import RunFolder
+from demilune.runs import RunFolder, read_json
 from demilune.runtime import Runtime
 from demilune.schedules import EMA, NoAverage
 from demilune.train import draw, fit
@@ -81,6 +81,9 @@ def test_compositions_train_from_the_command_line(
     run = yaml.safe_load((out / "experiment.json").read_text())
     assert (run["method"]["name"], run["move"]["name"], run["average"]["name"]) == expected
     assert main(["evaluate", str(out), "--attacks", "fgsm,cw2", "--limit", "20"]) == 0
+    (found,) = [read_json(file, "an evaluation") for file in (out / "evaluations").glob("*.json")]
+    told = {"lrat": "lrat (reconstructed)", "lrat_rat": "lrat_rat (ours)"}.get(expected[0], expected[0])
+    assert found["method"] == " + ".join([told, *(name for name in expected[1:2] if name != "none")])
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def test_rwps_trainings(name: str, c_min: float, ball: Ball, size: float, rate: 
 
 def test_trades_and_rst_with_rwp() -> None:
     trades, rst = run("rwp-cifar10-trades-rwp"), run("cifar10-rst-rwp")
-    assert trades.move == rst.move == RWP(gamma=0.005, warmup=10)
+    assert trades.move == rst.move == RWP(gamma=0.005, warmup=9)  # its epochs count from 1, and 10 is the first
+    assert [trades.schedule.at(epoch, 200) for epoch in (98, 99, 148, 149)] == pytest.approx([0.1, 0.01, 0.01, 0.001])
     assert trades.model == WideResNet(34, 10)
     assert rst.model == WideResNet(28, 10)
     assert rst.method == TRADES(KLPGD(step_size=0.007))
@@ -96,6 +97,8 @@ def test_lrat_trains_as_gairat_was_released() -> None:
         assert one.method.attack.step_size == 0.007
         assert one.model == ResNet18()
         assert (one.training.epochs, one.training.weight_decay) == (100, 2e-4)
+        rate = one.schedule.rate
+        assert [one.schedule.at(epoch, 100) / rate for epoch in (28, 29, 59)] == pytest.approx([1, 0.1, 0.01])
     gairat, both = run("lrat-cifar10-gairat").method, run("lrat-cifar10-lrat-both").method
     assert isinstance(gairat, GAIRAT)
     assert (gairat.shift, gairat.begin) == (-1.0, 30)
@@ -107,7 +110,7 @@ def test_taylors_scripts() -> None:
     code, awp, small = (run(f"taylor-cifar10-{row}") for row in ("code", "code-awp", "code-awp-resnet"))
     assert code.method == TaylorCode(alpha=0.2, second=0.5, wrong_mass=0.8, noise=1e-4, beta=6.0)
     assert awp.method == TaylorCode(noise=0.0)
-    assert awp.move == AWP(0.005, 10)
+    assert awp.move == AWP(0.005, 9)
     assert small.method == TaylorCode(noise=0.0, second=0.2)
     assert run("taylor-cifar100-code").method == TaylorCode(wrong_mass=0.98)
     assert isinstance(run("taylor-cifar10-mc").move, Gaussian)

@@ -19,6 +19,7 @@ from demilune.errors import DemiluneError
 from demilune.evaluate.suite import STANDARD, suite
 from demilune.evaluate.table import Progress, evaluate, save_npz
 from demilune.experiment import Experiment, build, difference, name_of, plain
+from demilune.methods import ORIGIN
 from demilune.models import create
 from demilune.options import overlaid
 from demilune.results import Check, Evaluation
@@ -110,7 +111,7 @@ def assess(
         checkpoint=f"{checkpoint.about['checkpoint']} (step {checkpoint.about['step']})",
         architecture=repr(experiment.model),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        method=name_of(experiment.method),
+        method=described(experiment),
         data=dataset.name,
         split=request.split,
         classes=dataset.classes,
@@ -132,6 +133,15 @@ def assess(
     write_json(target, result.to_json())
     partial.unlink(missing_ok=True)
     return result, target
+
+
+def described(experiment: Experiment) -> str:
+    """Return the method with all that makes it another one: a move, extra images, and whose idea of it this is."""
+    name, move = name_of(experiment.method), name_of(experiment.move)
+    told = f"{name} ({ORIGIN[name]})" if ORIGIN.get(name) in ("reconstructed", "ours") else name
+    more = [move] if move != "none" else []
+    more += ["extra images"] if experiment.data.extra.file else []
+    return " + ".join([told, *more])
 
 
 class Stopped(Exception):  # noqa: N818 - no error

@@ -36,6 +36,25 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
     }
 )
 
+ORIGIN: Mapping[str, str] = MappingProxyType(
+    {
+        "standard": "textbook",
+        "sat": "released code",
+        "trades": "released code",
+        "mart": "reconstructed",
+        "avm": "released code",
+        "adt": "released code",
+        "gairat": "released code",
+        "lrat": "reconstructed",
+        "lrat_trades": "reconstructed",
+        "lrat_rat": "ours",
+        "taylor_code": "released code",
+        "taylor_exact": "ours",
+        "rat": "paper only",
+    }
+)
+"""What each method was written from. One that is reconstructed or ours is called so wherever results are."""
+
 __all__ = [
     "ADT",
     "AVM",
@@ -45,6 +64,7 @@ __all__ = [
     "LRATTRADES",
     "MART",
     "METHODS",
+    "ORIGIN",
     "RAT",
     "SAT",
     "TRADES",

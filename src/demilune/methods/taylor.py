@@ -41,7 +41,7 @@ class TaylorCode(Method):
     a network whose convolutions carry noise; the loss is taken without it.
 
     Source: released code (trades_first_second.py, train_first_second.py; taylor.md 3). With the move ``awp`` (γ 0.005,
-    warm-up 10) and noise 0 it is the released AWP-TRADES variant; a move ascends the TRADES loss alone. The statistics
+    warm-up 9) and noise 0 it is the released AWP-TRADES variant; a move ascends the TRADES loss alone. The statistics
     r carry no gradient and are the batch's: all images of a class share a soft label. α = 0 leaves TRADES, s = 0 the
     first order.
 
