@@ -203,18 +203,16 @@ def title(curves: Sequence[Curve]) -> str:
 def notes(curves: Sequence[Curve]) -> list[str]:
     """Return how the table is to be read."""
     first, epochs = curves[0], len(curves[0].lines)
-    settings = perturbation(curves)
-    told = ", ".join(f"{name} {value}" for name, value in settings.items())
-    moved = [
-        "A range low:high holds the examples with low ≤ loss < high, the loss above its label's entropy, which alone "
-        "perturb the weights (rwp" + (f", {told}" if told else "") + "); none: the same training without it."
-    ]
+    move = ", ".join(["rwp", *(f"{name} {value}" for name, value in perturbation(curves).items())])
+    chosen = "the epoch that the held-out training images chose, which is what to compare"
+    if not number(first.lines[-1].get("validation_n")) > 0:
+        chosen = "the last epoch, because no images were held out to choose by"
     return [
-        *moved,
+        "A range low:high holds the examples with low ≤ loss < high, the loss above its label's entropy, which alone "
+        f"perturb the weights ({move}); none: the same training without it.",
         f"Best on test is the highest of {epochs} epochs on the very test images it is told for, as in the paper's "
-        "protocol: it is chosen on the test images, hence optimistic. By validation is the epoch that the held-out "
-        "training images chose, which is what to compare. Fall: from best on test to last. Gap: robust accuracy on "
-        "training minus test images.",
+        f"protocol: it is chosen on the test images, hence optimistic. By validation is {chosen}. Fall: from best on "
+        "test to last. Gap: robust accuracy on training minus test images.",
         f"n = {first.last.n} test and {first.last.n} training images without augmentation, the same for every range; "
         f"± one binomial standard error; one seed ({(first.run.experiment or {}).get('seed')}) per range. Every figure "
         "is an upper bound: a stronger attack may break more.",
@@ -292,12 +290,12 @@ def draw(curves: Sequence[Curve]) -> Drawing:
         "on the test images themselves, hence optimistic; a square the epoch the validation images chose; a dot the "
         "last.",
         f"In percent: {told}.",
-        (SIZE[0], SIZE[1] + 0.17 * math.ceil((len(curves) + 3) / _COLUMNS)),
+        (SIZE[0], SIZE[1] + 0.17 * max(3, math.ceil(len(curves) / _COLUMNS))),
         paint,
     )
 
 
-_COLUMNS = 5
+_COLUMNS = 4
 
 
 def _mark(axes: Axes, x: float, rate: float, hue: str, shape: str, error: float | None = None) -> None:
@@ -312,14 +310,22 @@ def _mark(axes: Axes, x: float, rate: float, hue: str, shape: str, error: float 
 def _legend(figure: Figure, curves: Sequence[Curve], looks: Sequence[tuple[str, theme.Dashes]]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=hue, linestyle=dash, linewidth=1.6) for hue, dash in looks]
+    lines = [Line2D([], [], color=hue, linestyle=dash, linewidth=1.6) for hue, dash in looks]
     labels = [f" {one.label}" for one in curves]
-    marks = {"D": "best on test (optimistic)", "s": "chosen on validation", "o": "last epoch"}
-    for shape, text in marks.items():
-        face = theme.MUTED if shape == "o" else theme.PAPER
-        handles.append(Line2D([], [], color=theme.MUTED, linestyle="none", marker=shape, markerfacecolor=face))
-        labels.append(text)
-    figure.legend(handles, labels, loc="outside upper left", ncols=_COLUMNS, borderpad=0.1, columnspacing=1.4)
+    figure.legend(lines, labels, loc="outside upper left", ncols=_COLUMNS, borderpad=0.1, columnspacing=1.4)
+    marks = {
+        "D": "best epoch on the test images themselves (optimistic)",
+        "s": "epoch chosen on the validation images",
+        "o": "last epoch",
+    }
+    shapes = [
+        Line2D(
+            [], [], color=theme.MUTED, linestyle="none", marker=shape, markersize=5,
+            markerfacecolor=theme.MUTED if shape == "o" else theme.PAPER,
+        )
+        for shape in marks
+    ]  # fmt: skip
+    figure.legend(shapes, list(marks.values()), loc="outside upper right", borderpad=0.1)
 
 
 def _rate(rate: float, error: float) -> str:
