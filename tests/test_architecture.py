@@ -39,6 +39,7 @@ ALLOWED = {
         "core", "attacks", "methods", "models", "data", "experiment", "runtime", "runs", "checkpoint", "results",
         "options", "console", "errors",
     },
+    "study": {"experiment", "moves", "report", "runs", "options", "errors"},
     "report": {"results", "runs", "papers", "errors"},
     "completion": {"experiment", "presets", "options"},
 }  # fmt: skip

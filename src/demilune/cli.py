@@ -327,15 +327,10 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 # --- stationary ------------------------------------------------------------------------------------------------------
 
 
-RANGES = "0:0.5,0.5:1,1:1.5,1.5:2,2:inf,0:1,0:1.5,0:1.7,0:2,0:inf"
-"""Ranges of the loss: bins half a unit wide, as in the later code of RWP's first author, and those from 0 up."""
-
-MONITOR = 1000
-"""Images of either kind that a study attacks at every validation, where nothing else is asked for."""
-
-
 def stationary(argv: Sequence[str]) -> int:
     """``demilune stationary PRESET --out DIR``."""
+    from demilune.study import RANGES, check_study, loss_ranges, runs_of
+
     parser = command_parser(
         "stationary",
         f"PRESET --out DIR [--ranges {RANGES[:20]},…] [--training.epochs 30 …]",
@@ -356,7 +351,7 @@ def stationary(argv: Sequence[str]) -> int:
         raise DemiluneError("--out is missing: name the folder to write the study to, as --out studies/mine")
     if experiment is None:
         raise DemiluneError("no preset was named: demilune list presets shows them (or give --config FILE)")
-    runs = study(experiment, loss_ranges(getattr(options, "ranges", RANGES)))
+    runs = runs_of(experiment, loss_ranges(getattr(options, "ranges", RANGES)))
     folder = Path(options.out)
     check_study(folder, runs)
 
@@ -385,76 +380,6 @@ def with_rwp(argv: Sequence[str]) -> Sequence[str]:
     there = read_config(Path(given["config"])).get("move") if given.get("config") else None
     named = there.get("name") if isinstance(there, Mapping) else there
     return argv if "move" in given or named not in (None, "none") else ["--move=rwp", *argv]
-
-
-def loss_ranges(text: str) -> list[tuple[float, float]]:
-    """Return the ranges of a list as 0:0.5,2:inf; refuses what is none."""
-    found: list[tuple[float, float]] = []
-    for word in names(text):
-        low, colon, high = word.partition(":")
-        try:
-            ends = number(low), number(high)
-        except argparse.ArgumentTypeError:
-            colon = ""
-        if not colon:
-            raise DemiluneError(
-                f"--ranges: {word!r} is no range: two numbers were expected, as 0:0.5 or 2:inf (none, the run without "
-                "a move, comes by itself)"
-            )
-        if not ends[0] < ends[1]:
-            raise DemiluneError(f"--ranges: {word!r} holds no loss: the first number must be smaller than the second")
-        if ends in found:
-            raise DemiluneError(f"--ranges names {word!r} twice: leave one out")
-        found.append(ends)
-    if not found:
-        raise DemiluneError(f"--ranges is empty: name ranges, as --ranges {RANGES}")
-    return found
-
-
-def study(experiment: Experiment, ranges: Sequence[tuple[float, float]]) -> dict[str, Experiment]:
-    """Return the runs of a study by the names of their folders: without a move, then one for every range."""
-    from demilune.experiment import name_of
-    from demilune.moves import RWP, NoMove
-    from demilune.report.stationary import label
-
-    move = RWP() if isinstance(experiment.move, NoMove) else experiment.move
-    if not isinstance(move, RWP):
-        raise DemiluneError(f"the move is {name_of(move)}, and the study is of rwp: leave out --move")
-    watched = dataclasses.replace(experiment.training, monitor=experiment.training.monitor or MONITOR)
-    base = experiment.name.removesuffix("-rwp")  # the preset's name with the move's is no name for a run without
-    experiment = dataclasses.replace(experiment, training=watched, move=NoMove())
-    runs = {"none": dataclasses.replace(experiment, name=f"{base}-none")}
-    for low, high in ranges:
-        name = label(low, high)
-        moved = dataclasses.replace(move, low=low, c_min=high)
-        # a colon is no part of a file's name everywhere, and a minus at its beginning reads as an option
-        folder = name.replace(":", "_").replace("-", "minus")
-        runs[folder] = dataclasses.replace(experiment, name=f"{base}-{name}", move=moved)
-    return runs
-
-
-def check_study(folder: Path, runs: Mapping[str, Experiment]) -> None:
-    """Refuse, before anything is trained, a folder that holds something else or other runs under these names."""
-    from demilune.experiment import difference, plain
-    from demilune.runs import RunFolder, read_json
-
-    if folder.exists() and not folder.is_dir():
-        raise DemiluneError(f"{folder} is a file: name a folder for the study")
-    for there in sorted(folder.iterdir()) if folder.exists() else ():
-        ours = there.name in runs or re.match(r"\.?stationary\.", there.name)
-        if not ours and not RunFolder(there).experiment.exists():
-            raise DemiluneError(
-                f"{folder} holds {there.name}, which is no part of a study: name a new folder, nothing was written"
-            )
-    for name, run in runs.items():
-        file = RunFolder(folder / name).experiment
-        if file.exists():
-            changed = difference(plain(stored(file, read_json(file, "the experiment of a run"))), plain(run))
-            if changed:
-                raise DemiluneError(
-                    f"{folder / name} holds another experiment: {changed}; give the study's own settings, or another "
-                    "folder"
-                )
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
@@ -575,22 +500,13 @@ def checkpoint_files(path: Path, which: str) -> list[Path]:
 def checkpoint_experiment(path: Path) -> Experiment:
     """Return the experiment a checkpoint or a run folder is of."""
     from demilune.checkpoint import load_run
+    from demilune.experiment import stored
     from demilune.runs import RunFolder, read_json
 
     if path.is_dir():
         file = RunFolder(path).experiment
         return stored(file, read_json(file, "the experiment of a run"))
     return stored(path, load_run(path).about["experiment"])
-
-
-def stored(path: Path, tree: Mapping[str, Any]) -> Experiment:
-    """Return the experiment that a file holds; a refusal names the file."""
-    from demilune.experiment import Experiment, build
-
-    try:
-        return build(Experiment, tree)
-    except DemiluneError as error:
-        raise DemiluneError(f"{path} holds no experiment of this version: {error}") from None
 
 
 def show_evaluation(found: Evaluation) -> None:

@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, final
 
 from demilune.attacks import PGD
@@ -228,15 +229,23 @@ def name_of(value: object) -> str:
     return next((name for name, kind in table.items() if kind is type(value)), type(value).__name__)
 
 
-def completed(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+def stored(path: Path, tree: Mapping[str, Any]) -> Experiment:
+    """Return the experiment that a file holds; a refusal names the file."""
+    try:
+        return build(Experiment, tree)
+    except DemiluneError as error:
+        raise DemiluneError(f"{path} holds no experiment of this version: {error}") from None
+
+
+def completed(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a stored plain experiment with the fields it lacks: a run of an older version had not all of them.
 
     They are at their defaults, as the older version did. What cannot be built is returned as it stands.
     """
     try:
-        whole: Mapping[str, Any] = plain(build(Experiment, stored))
+        whole: Mapping[str, Any] = plain(build(Experiment, found))
     except DemiluneError:
-        return stored
+        return found
     return whole
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from conftest import batch_of, tiny
 from demilune.attacks import PGD
-from demilune.cli import MONITOR, RANGES, loss_ranges, study
 from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
@@ -29,6 +28,7 @@ from demilune.models import Small
 from demilune.moves import AWP, RWP, NoMove
 from demilune.report.read import read
 from demilune.report.stationary import build, curve, label, to_markdown
+from demilune.study import MONITOR, RANGES, loss_ranges, runs_of
 from demilune.train import watched_images
 
 ATTACK = PGD(steps=2, step_ratio=0.5)
@@ -112,7 +112,7 @@ def test_what_is_no_range_is_refused(text: str, words: str) -> None:
 
 
 def test_ranges_become_runs_that_differ_in_the_move_alone() -> None:
-    runs = study(replace(RUN, move=RWP(gamma=0.02, steps=4, norm="tensor")), loss_ranges("0:0.5,2:inf,-inf:1.7"))
+    runs = runs_of(replace(RUN, move=RWP(gamma=0.02, steps=4, norm="tensor")), loss_ranges("0:0.5,2:inf,-inf:1.7"))
     assert list(runs) == ["none", "0_0.5", "2_inf", "minusinf_1.7"]
     assert runs["2_inf"].move == RWP(gamma=0.02, steps=4, norm="tensor", low=2.0, c_min=math.inf)
     assert [run.name for run in runs.values()] == ["tiny-none", "tiny-0:0.5", "tiny-2:inf", "tiny--inf:1.7"]
@@ -122,14 +122,14 @@ def test_ranges_become_runs_that_differ_in_the_move_alone() -> None:
 
 
 def test_the_default_ranges_are_bins_and_those_from_zero() -> None:
-    runs = study(RUN, loss_ranges(RANGES))
+    runs = runs_of(RUN, loss_ranges(RANGES))
     assert len(runs) == 11
     assert runs["0_1.7"].move == RWP(low=0.0)
 
 
 def test_a_study_is_of_rwp() -> None:
     with pytest.raises(DemiluneError, match="the move is awp"):
-        study(replace(RUN, move=AWP()), [(0.0, 1.0)])
+        runs_of(replace(RUN, move=AWP()), [(0.0, 1.0)])
 
 
 def test_labels_lose_no_digit() -> None:

@@ -48,11 +48,11 @@ def loss(runs: Sequence[tuple[int, Run]]) -> Drawing:
         for position, run in runs:
             _line(axes, position, run, "excess")
         axes.set_ylabel(f"loss {theme.MINUS} label entropy, nats")
-        _epochs(axes)
+        epoch_axis(axes)
         _legend(figure, runs)
 
     last = "; ".join(f"{run.label} {number(run.metrics[-1].get('excess')):.3f}" for _, run in runs)
-    return _drawn(
+    return drawn(
         "loss",
         "Training loss above its floor, the entropy of the labels: methods with soft labels cannot go below "
         "it, so only the excess can be compared.",
@@ -83,7 +83,7 @@ def rate(runs: Sequence[tuple[int, Run]]) -> Drawing:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
         axes.set_ylabel("learning rate" + (" (log)" if stepped else ""))
-        _epochs(axes)
+        epoch_axis(axes)
         if not shared:
             _legend(figure, runs)
 
@@ -91,7 +91,7 @@ def rate(runs: Sequence[tuple[int, Run]]) -> Drawing:
         f"{run.label} from {number(run.metrics[0].get('rate')):g} to {number(run.metrics[-1].get('rate')):g}"
         for _, run in runs
     )
-    return _drawn(
+    return drawn(
         "rate",
         "Learning rate at the end of each epoch" + (", the same for all runs." if shared else "."),
         f"Learning rate over epochs: {spans}.",
@@ -121,7 +121,7 @@ def validation(runs: Sequence[tuple[int, Run]]) -> Drawing:
                 )  # fmt: skip
         axes.set_ylabel("validation accuracy, %")
         axes.set_ylim(0, 101)
-        _epochs(axes)
+        epoch_axis(axes)
         _legend(figure, runs)
 
     def end(run: Run) -> str:
@@ -131,7 +131,7 @@ def validation(runs: Sequence[tuple[int, Run]]) -> Drawing:
         clean, robust = theme.percent(number(line.get("clean"))), theme.percent(number(line.get("robust")))
         return f"{run.label} {clean} clean and {robust} under PGD at epoch {line['epoch']}"
 
-    return _drawn(
+    return drawn(
         "validation",
         "Accuracy on held-out training images: dotted clean, solid under PGD. A diamond marks the best "
         "checkpoint, a dot the last.",
@@ -160,7 +160,7 @@ def region(runs: Sequence[tuple[int, Run]]) -> Drawing:
                 )  # fmt: skip
             axes.set_ylabel(title)
             axes.margins(y=0.2)
-            _epochs(axes)
+            epoch_axis(axes)
             axes.label_outer()
         _legend(figure, runs)
 
@@ -168,7 +168,7 @@ def region(runs: Sequence[tuple[int, Run]]) -> Drawing:
         notes = _notes(run.metrics[-1])
         return f"{run.label}: " + ", ".join(f"{title} {number(notes.get(key)):.2f}" for key, title in panels)
 
-    return _drawn(
+    return drawn(
         "region",
         "RAT's region per epoch: the share of images for which some iterate of the attack fools the network; "
         "the first step τ at which it does; and how far that first adversarial point lies from the last. "
@@ -212,7 +212,7 @@ def accuracy(entries: Sequence[Entry], name: str) -> Drawing:
         for entry in entries
     )
     height = 0.55 + len(rows) * (0.1 * len(entries) + 0.14)
-    return _drawn(
+    return drawn(
         name,
         "Accuracy by attack, with one standard error to either side. The dashed line is chance.",
         f"Accuracy in percent: {worst}.",
@@ -259,7 +259,7 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
         f"{entry.label} {theme.percent(clean.accuracy)} clean, {theme.percent(worst.accuracy)} worst case"
         for entry, clean, worst in scored
     )
-    return _drawn(
+    return drawn(
         name,
         "Worst-case against clean accuracy: up and to the right is better." + hollow,
         f"In percent: {told}.",
@@ -278,7 +278,8 @@ def validated(run: Run) -> Mapping[str, Any] | None:
     return next((line for line in reversed(run.metrics) if not math.isnan(number(line.get("robust")))), None)
 
 
-def _drawn(name: str, caption: str, alt: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Drawing:
+def drawn(name: str, caption: str, alt: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Drawing:
+    """Return what ``draw`` puts on a figure of so many inches, as PNG and SVG whose bytes depend on it alone."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -313,7 +314,8 @@ def _legend(figure: Figure, shown: Sequence[tuple[int, Run | Entry]]) -> None:
     figure.legend(handles, labels, loc="outside upper left", ncols=2, borderpad=0.1, columnspacing=1.4)
 
 
-def _epochs(axes: Axes) -> None:
+def epoch_axis(axes: Axes) -> None:
+    """Let an axis of epochs have whole numbers alone."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from demilune.errors import DemiluneError
 from demilune.report import theme
-from demilune.report.figures import Drawing, _drawn, _epochs, best_epoch
+from demilune.report.figures import Drawing, best_epoch, drawn, epoch_axis
 from demilune.report.read import Run, number, read
 from demilune.results import standard_error
 from demilune.runs import replacing, write_json
@@ -257,7 +257,7 @@ def draw(curves: Sequence[Curve]) -> Drawing:
             _mark(left, one.best.epoch, one.best.test_robust, hue, "D")
             _mark(left, one.last.epoch, one.last.test_robust, hue, "o")
         left.set_ylabel(f"robust accuracy on {curves[0].last.n} test images, % ({attack(curves[0])})")
-        _epochs(left)
+        epoch_axis(left)
         upper = figure.add_subplot(grid[0, 1])
         lower = figure.add_subplot(grid[1, 1], sharex=upper)
         for place, (one, (hue, _)) in enumerate(zip(curves, looks, strict=True)):
@@ -284,7 +284,7 @@ def draw(curves: Sequence[Curve]) -> Drawing:
         f"{theme.signed(one.last.gap)}"
         for one in curves
     )
-    return _drawn(
+    return drawn(
         NAME,
         f"{title(curves)}. Left: over epochs. Right: by range, with one standard error. A diamond marks the best epoch "
         "on the test images themselves, hence optimistic; a square the epoch the validation images chose; a dot the "
