@@ -16,13 +16,38 @@ from typing import TYPE_CHECKING, Any
 
 from demilune import __version__
 from demilune.errors import DemiluneError, unknown
-from demilune.options import Parser, add_fields, flat, names, nested, number, overlaid, place, scan, whole, words
+from demilune.options import (
+    Parser,
+    add_fields,
+    flat,
+    levels,
+    names,
+    nested,
+    number,
+    overlaid,
+    place,
+    scan,
+    whole,
+    words,
+)
 
 if TYPE_CHECKING:
     from demilune.data import Dataset
     from demilune.experiment import Experiment
     from demilune.results import Evaluation
     from demilune.runs import RunFolder
+
+ELSEWHERE = {
+    "irat": "it is gairat here",
+    "madry": "it is sat here",
+    "at": "it is sat here",
+    "rst": "it is trades on mixed data here, --method trades --data.extra.file FILE (preset cifar10-rst)",
+    "taylor": "there are taylor_code (as released) and taylor_exact",
+    "taylor_mc": "it is trades with noise on the weights here, --method trades --move gaussian",
+    "awp": "it is a weight move, --move awp",
+    "rwp": "it is a weight move, --move rwp",
+}
+"""Names that a paper may have for a method."""
 
 FLAGS = ("-h", "--help", "--resume", "--download")
 
@@ -116,18 +141,22 @@ def read_experiment(
         tree = plain(PRESETS[loose[0]].experiment)
     elif held is not None:
         tree = plain(held)
-    before = [tree.get(section) for section in ("data", "method", "move")]
+    naming = ("data", "method", "move", "average")
+    before = [tree.get(section) for section in naming]
     for section, table in VARIANTS.items():
         there = file.get(section)
         name = given.get(section, there.get("name") if isinstance(there, Mapping) else there)
         if name is None or name == tree[section]["name"]:
             continue
         if name not in table:
+            if section == "method" and str(name) in ELSEWHERE:
+                raise DemiluneError(f"unknown method {name!r}: {ELSEWHERE[str(name)]}")
             raise unknown(section, str(name), table)
         fresh, old = plain(build(table[name], {})), tree[section]
         tree[section] = keeping(fresh, old) if section == "method" else fresh
-    if loose and before != [tree.get(section) for section in ("data", "method", "move")]:
-        parts = [tree[section]["name"] for section in ("data", "method", "move")]
+    mixed = "data.extra.file" in given and not tree["data"]["extra"]["file"]
+    if loose and (mixed or before != [tree.get(section) for section in naming]):
+        parts = [tree[section]["name"] for section in naming] + ["extra"] * mixed
         tree["name"] = "-".join(part for part in parts if part != "none")  # the preset's would say another thing
     base = build(Experiment, tree)
     experiment_options(parser, base)
@@ -142,13 +171,11 @@ def read_experiment(
 
 
 def keeping(fresh: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method with the budget of another's attack, which belongs to the preset's data, and its batch norm."""
+    """Return a method's fields with the budget of another's attack, which belongs to the preset's data."""
     attack = old.get("attack", old.get("rat", {}).get("attack", {}))  # no preset, nothing kept
     kept = {k: v for k, v in attack.items() if k in ("steps", "step_size", "step_ratio")}
     found = {k: keeping(v, old) if isinstance(v, Mapping) and k == "rat" else v for k, v in fresh.items()}
-    if "attack" in found:
-        found["attack"] = overlaid(found["attack"], kept)
-    return found | ({"bn": old["bn"]} if "bn" in found and "bn" in old else {})
+    return found | ({"attack": overlaid(found["attack"], kept)} if "attack" in found else {})
 
 
 def parsed(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
@@ -290,9 +317,10 @@ def fitted(experiment: Experiment, dataset: Dataset, folder: RunFolder, resume: 
 def announce(experiment: Experiment, dataset: Dataset, say: Callable[[str], None]) -> None:
     """Say what is about to be trained, and on what."""
     ball, training = experiment.ball, experiment.training
-    eps = f"{ball.eps * 255:.4g}/255" if ball.eps * 255 >= 1 else f"{ball.eps:g}"
     count = f"{len(dataset.train)} training, {len(dataset.validation)} validation, {len(dataset.test)} test images"
-    say(f"{experiment.name}: {dataset.name}, {count}; {ball.norm} ball of {eps}")
+    say(f"{experiment.name}: {dataset.name}, {count}; {ball.norm} ball of {levels(ball.eps)}")
+    if dataset.extra is not None:
+        say(f"{dataset.extra_share:g} of each batch from {len(dataset.extra)} extra images")
     if not dataset.official:
         say(f"data are not the official files: {dataset.source}")
     method = getattr(experiment.method, "rat", experiment.method)  # LRAT over RAT takes RAT's
@@ -586,7 +614,7 @@ def list_(argv: Sequence[str]) -> int:
     width = max(len(name) for name in tables[kind])
     lines = [f"{name:<{width}}  {(cls.__doc__ or '').strip().splitlines()[0]}" for name, cls in tables[kind].items()]
     if kind == "methods":
-        lines = [f"{line}  [{ORIGIN[name]}]" for line, name in zip(lines, tables[kind], strict=True)]
+        lines = [f"{line}  [{ORIGIN.get(name, 'of your own')}]" for line, name in zip(lines, tables[kind], strict=True)]
     show_lines(kind, [line for line in lines if holds(line, words)], words)
     if kind == "attacks":
         print("for `demilune evaluate --attacks`, comma-separated:", *FORMS, sep="\n")
@@ -606,10 +634,11 @@ def list_presets(words: Sequence[str]) -> int:
         shape = [f"{k} {v}" for k, v in plain(run.model).items() if v != usual[k] or k in ("depth", "factor")]
         net = " ".join([name_of(run.model), *shape])
         move = "" if name_of(run.move) == "none" else f" + {name_of(run.move)}"
-        ball = f"{run.ball.norm} {run.ball.eps * 255:.4g}/255"
+        ball = f"{run.ball.norm} {levels(run.ball.eps)}"
         line = (name, preset.paper, name_of(run.data), net, name_of(run.method) + move, ball)
         lines.append((*line, f"{name_of(run.schedule)}, {length}", preset.about))
-    lines = [line for line in lines if holds(" ".join(line), words)]
+    # Neither paper nor remark: they would make trades match what is compared with it.
+    lines = [line for line in lines if holds(" ".join([line[0], *line[2:7]]), words)]
     head = ("preset", "paper", "data", "net", "method", "ball", "schedule", "from")
     widths = [max(len(cell) for cell in column) for column in zip(head, *lines, strict=True)]
     rows = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in (head, *lines)]

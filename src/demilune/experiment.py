@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeVar, final
 
 from demilune.attacks import PGD
 from demilune.core.geometry import Ball
-from demilune.data import DATA, Data
+from demilune.data import DATA, Data, Extra
 from demilune.errors import DemiluneError, check_types, unknown
-from demilune.methods import ADT, METHODS, Method, TaylorCode, TaylorExact
+from demilune.methods import METHODS, Method
 from demilune.models import MODELS, Architecture
-from demilune.moves import MOVES, NoMove, WeightMove
+from demilune.moves import MOVES, RWP, NoMove, WeightMove
 from demilune.runtime import Runtime
 from demilune.schedules import AVERAGES, SCHEDULES, Average, NoAverage, Piecewise, Schedule
 
@@ -44,6 +44,7 @@ class Training:
     momentum: of SGD
     nesterov: whether the momentum is Nesterov's
     weight_decay: of SGD
+    normalize: whether the network sees pixels by the data set's mean and deviation, or as they are, in [0,1]
     decay: which weights decay: all, or kernels (of convolutions and linear layers only)  (rat.md A15)
     validation: the attack on the held-out images after each epoch
     validate_every: epochs between validations; the last is always validated
@@ -62,6 +63,7 @@ class Training:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 2e-4
+    normalize: bool = True
     decay: Literal["all", "kernels"] = "all"
     validation: PGD = PGD()
     validate_every: int = 1
@@ -133,20 +135,27 @@ class Experiment:
                 f"training.parts = {training.parts} with the move {name_of(self.move)}: the offset is the whole "
                 "batch's; use one part, or move none"
             )
-        if training.parts > 1 and isinstance(self.method, TaylorCode | TaylorExact):
-            raise DemiluneError(
-                f"training.parts = {training.parts} with {name_of(self.method)}: its statistics are the whole batch's; "
-                "use one part, or another method"
-            )
-        if self.ball.norm != "linf" and isinstance(self.method, ADT):
-            raise DemiluneError(f"adt with ball.norm {self.ball.norm}: its perturbation ε tanh u is linf; use linf")
-        late = {"move.warmup": self.move.starts(), "method.begin": getattr(self.method, "begin", 0)}
+        objection = self.method.objection(self.ball.norm, training.parts)
+        if objection:
+            setting = f"ball.norm {self.ball.norm} and training.parts {training.parts}"
+            raise DemiluneError(f"{name_of(self.method)} with {setting}: {objection}")
+        late = {f"move.warmup of {name_of(self.move)}": self.move.starts()}
+        late[f"method.begin of {name_of(self.method)}"] = self.method.starts()
         for name, epoch in late.items():
             if epoch >= training.epochs and not training.steps:
                 raise DemiluneError(
                     f"{name} = {epoch} with training.epochs = {training.epochs}: it would never begin; lower it, or "
                     "train for more epochs"
                 )
+        if isinstance(self.move, RWP) and self.move.c_min <= 0.0:
+            raise DemiluneError(
+                f"move.c_min = {self.move.c_min:g}: no loss lies below it, and the weights would never move; give a "
+                "number above 0, or leave out the move"
+            )
+        if not extra.file and extra.share != Extra().share:
+            raise DemiluneError(
+                f"data.extra.share = {extra.share:g} without extra images: name them with --data.extra.file FILE"
+            )
         if extra.file and int(extra.share * training.batch) == 0:
             raise DemiluneError(
                 f"data.extra.share = {extra.share:g} of a batch of {training.batch} is no image: give a larger share"

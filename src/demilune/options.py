@@ -100,18 +100,23 @@ def _add(group: argparse._ArgumentGroup, path: str, value: Any, only: Collection
             settings["type"] = optional(_reader(inner))
         else:
             settings["type"] = _reader(kind)
-        group.add_argument(f"--{name}", dest=name, help=f"{text} (now {_shown(now)})".strip(), **settings)
+        group.add_argument(f"--{name}", dest=name, help=f"{text} (now {_shown(field.name, now)})".strip(), **settings)
 
 
 def _reader(kind: Any) -> Any:
     return {float: number, bool: switch, int: whole, str: str}[kind]
 
 
-def _shown(value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
     if isinstance(value, float):
-        grey = value * 255
-        return f"{round(grey)}/255" if 0 < grey < 255 and abs(grey - round(grey)) < 1e-9 else f"{value:g}"
+        return levels(value) if name in ("eps", "step_size") else f"{value:g}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def levels(value: float) -> str:
+    """Return a size in pixels of [0,1] as grey levels, 8/255, where those are whole."""
+    grey = value * 255
+    return f"{round(grey)}/255" if 0 < grey < 255 and abs(grey - round(grey)) < 1e-9 else f"{value:g}"
 
 
 def field_help(kind: type) -> dict[str, str]:

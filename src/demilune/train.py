@@ -28,7 +28,7 @@ from demilune.errors import DemiluneError
 from demilune.experiment import Experiment, completed, difference, plain
 from demilune.methods import Batch, Examples, Method, Note, Standard
 from demilune.models import create
-from demilune.moves import NoMove, WeightMove
+from demilune.moves import NOTHING, NoMove, Offset, WeightMove
 from demilune.runs import RunFolder, alone, environment, read_json, replacing, write_json
 from demilune.runtime import enough_memory, hardware, peak_memory
 
@@ -67,22 +67,22 @@ def step(
             with frozen(model, method.bn):
                 made = method.examples(model, batch._replace(x=x, y=y, ids=ids), ball, here)
             offset = offset_of(move, method, model, made, rng)
-        with moved(model, offset):
+        with moved(model, offset.by):
             with seeded(rng.sub("outer", number), x.device), autocast():
                 losses = method.objective(model, made)
             (losses.mean() * (len(x) / len(batch.x))).backward()
-        decay_there(model, optimizer, offset)
+        decay_there(model, optimizer, offset.by)
         losses, rows = losses.detach(), torch.ones_like(losses, requires_grad=False).sum()
         mine = {"loss": Note(losses.sum(), rows), "excess": Note((losses - made.floor).sum(), rows)}
-        notes = added(notes, {**mine, **made.notes})
+        notes = added(notes, {**mine, **made.notes, **offset.notes})
     optimizer.step()
     return notes
 
 
-def offset_of(move: WeightMove, method: Method, model: nn.Module, made: Examples, rng: Stream) -> Mapping[str, Tensor]:
+def offset_of(move: WeightMove, method: Method, model: nn.Module, made: Examples, rng: Stream) -> Offset:
     """Return where the outer gradient is taken, relative to the weights."""
     if made.batch.epoch < move.starts():
-        return {}
+        return NOTHING
     return move.offset(model, lambda: method.climbed(model, made), rng.sub("move"))
 
 
@@ -273,6 +273,7 @@ def _fit(
 
 def describe(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
     """Return what every checkpoint says of itself: enough to build the model without the run folder."""
+    mean, std = scaling(experiment, dataset)
     return {
         "format": FORMAT,
         "experiment": plain(experiment),
@@ -280,8 +281,8 @@ def describe(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
             "name": dataset.name,
             "classes": list(dataset.classes),
             "shape": list(dataset.shape),
-            "mean": list(dataset.mean),
-            "std": list(dataset.std),
+            "mean": list(mean),
+            "std": list(std),
             "sha256": dict(dataset.sha256),
             "official": dataset.official,
         }
@@ -339,7 +340,7 @@ def record_resume(folder: RunFolder, device: torch.device) -> None:
 def start(experiment: Experiment, dataset: Dataset, root: Stream, device: torch.device) -> State:
     """Return fresh weights, their copy where one follows them, and SGD."""
     channels = dataset.shape[0]
-    net = create(experiment.model, channels, len(dataset.classes), dataset.mean, dataset.std, root.sub("model"))
+    net = create(experiment.model, channels, len(dataset.classes), *scaling(experiment, dataset), root.sub("model"))
     model = experiment.runtime.place(net, device)
     training = experiment.training
     kernels = [p for p in model.parameters() if p.dim() > 1]
@@ -351,6 +352,12 @@ def start(experiment: Experiment, dataset: Dataset, root: Stream, device: torch.
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=training.momentum, nesterov=training.nesterov)
     followed = experiment.average.pull(0, 1, 1) is not None
     return State(model, copy.deepcopy(model) if followed else None, optimizer)
+
+
+def scaling(experiment: Experiment, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and deviation of the network's first layer, per channel of pixels in [0,1]."""
+    channels = dataset.shape[0]
+    return (dataset.mean, dataset.std) if experiment.training.normalize else ((0.0,) * channels, (1.0,) * channels)
 
 
 def tensors(state: State) -> dict[str, Tensor]:

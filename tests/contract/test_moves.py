@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +15,11 @@ from torch import Tensor, nn
 from conftest import BALL, batch_of, stream, tiny
 from contract.tables import ATTACK, METHOD_TABLE, MOVE_TABLE
 from demilune.attacks import KLPGD, PGD, frozen
-from demilune.core.losses import cross_entropy, kl
+from demilune.core.losses import kl
 from demilune.core.random import Stream
 from demilune.core.weights import movable, moved
 from demilune.errors import DemiluneError
+from demilune.experiment import name_of
 from demilune.methods import (
     ADT,
     AVM,
@@ -79,7 +82,7 @@ def test_an_offset_disturbs_nothing_and_moves_only_what_is_movable(method: Metho
     made = made_for(method, model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.get_rng_state()
-    offset = move.offset(model, climbed(method, model, made), RNG)
+    offset = move.offset(model, climbed(method, model, made), RNG).by
     assert_same(before, model.state_dict())
     assert torch.equal(generator, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -110,14 +113,14 @@ def lengths(offset: Mapping[str, Tensor]) -> Tensor:
 
 def test_awp_has_gamma_times_the_norm_of_every_tensor() -> None:
     model, method = tiny(dtype=torch.float64), SAT(ATTACK)
-    offset = AWP(gamma=0.02).offset(model, climbed(method, model, made_for(method, model)), RNG)
+    offset = AWP(gamma=0.02).offset(model, climbed(method, model, made_for(method, model)), RNG).by
     expected = torch.stack([movable(model)[name].detach().norm() for name in offset]) * 0.02
     assert torch.allclose(lengths(offset), expected, rtol=1e-12)
 
 
 def test_rwp_has_gamma_times_the_norm_of_all_weights() -> None:
     model, method = tiny(dtype=torch.float64), SAT(ATTACK)
-    offset = RWP(gamma=0.02, c_min=math.inf).offset(model, climbed(method, model, made_for(method, model)), RNG)
+    offset = RWP(gamma=0.02, c_min=math.inf).offset(model, climbed(method, model, made_for(method, model)), RNG).by
     whole = torch.stack([weight.detach().norm() for weight in movable(model).values()]).norm()
     assert torch.allclose(lengths(offset).norm(), 0.02 * whole, rtol=1e-6)
 
@@ -125,62 +128,26 @@ def test_rwp_has_gamma_times_the_norm_of_all_weights() -> None:
 def test_rwp_without_a_threshold_tensor_by_tensor_in_one_step_is_awp() -> None:
     model, method = tiny(dtype=torch.float64), TRADES(KLPGD(steps=2, step_ratio=0.5))
     made = made_for(method, model)
-    awp = AWP(gamma=0.01).offset(model, climbed(method, model, made), RNG)
-    one = RWP(gamma=0.01, steps=1, c_min=math.inf, norm="tensor").offset(model, climbed(method, model, made), RNG)
+    awp = AWP(gamma=0.01).offset(model, climbed(method, model, made), RNG).by
+    one = RWP(gamma=0.01, steps=1, c_min=math.inf, norm="tensor").offset(model, climbed(method, model, made), RNG).by
     assert all(torch.allclose(tensor, one[name], rtol=1e-12) for name, tensor in awp.items())
-    whole = RWP(gamma=0.01, steps=1, c_min=math.inf).offset(model, climbed(method, model, made), RNG)
+    whole = RWP(gamma=0.01, steps=1, c_min=math.inf).offset(model, climbed(method, model, made), RNG).by
     for name, tensor in awp.items():
         assert float(nn.functional.cosine_similarity(tensor.flatten(), whole[name].flatten(), dim=0)) > 1 - 1e-12
-
-
-def by_proxy(model: nn.Module, losses: Callable[[nn.Module], Tensor], move: RWP) -> dict[str, Tensor]:
-    """The released routine, straightforwardly: a proxy takes plain SGD steps, the total of which is rescaled."""
-    import copy
-
-    proxy = copy.deepcopy(model)
-    start = {name: w.detach().clone() for name, w in movable(proxy).items()}
-    whole = torch.cat([w.flatten() for w in start.values()]).norm()
-    summed = {name: torch.zeros_like(w) for name, w in start.items()}
-    offset = {name: torch.zeros_like(w) for name, w in start.items()}
-    for _ in range(move.steps):
-        with torch.no_grad():
-            for name, w in movable(proxy).items():
-                w.copy_(start[name] + offset[name])
-        rows = losses(proxy)
-        kept = (rows < move.c_min).to(rows.dtype).detach()
-        proxy.zero_grad()
-        (kept * rows).mean().backward()
-        for name, w in movable(proxy).items():
-            summed[name] += w.grad
-        length = torch.cat([s.flatten() for s in summed.values()]).norm()
-        offset = {name: move.gamma * whole * s / (length + 1e-20) for name, s in summed.items()}
-    return offset
-
-
-@pytest.mark.parametrize("c_min", [0.8, 1.4, math.inf])
-def test_rwp_agrees_with_the_released_routine(c_min: float) -> None:
-    method, move = SAT(ATTACK), RWP(steps=4, c_min=c_min)
-    model = tiny(dtype=torch.float64).train()
-    made = made_for(method, model)
-    model.train()
-    ours = move.offset(model, climbed(method, model, made), RNG)
-    theirs = by_proxy(model, lambda net: cross_entropy(net(made.points), made.batch.y), move)
-    for name, tensor in theirs.items():
-        assert torch.allclose(ours[name], tensor, rtol=1e-9, atol=1e-14)
 
 
 def test_scaling_loss_and_threshold_leaves_rwp_s_offset_unchanged() -> None:
     method, model = SAT(ATTACK), tiny(dtype=torch.float64)
     made = made_for(method, model)
-    one = RWP(c_min=1.4, steps=3).offset(model, climbed(method, model, made), RNG)
-    two = RWP(c_min=2.8, steps=3).offset(model, lambda: 2 * method.climbed(model, made), RNG)
+    one = RWP(c_min=1.4, steps=3).offset(model, climbed(method, model, made), RNG).by
+    two = RWP(c_min=2.8, steps=3).offset(model, lambda: 2 * method.climbed(model, made), RNG).by
     assert all(torch.allclose(tensor, two[name], rtol=1e-9) for name, tensor in one.items())
 
 
 def test_an_offset_climbs_the_selected_examples_loss() -> None:
     method, model = SAT(ATTACK), tiny(dtype=torch.float64)
     made = made_for(method, model)
-    offset = RWP(gamma=1e-3, steps=1, c_min=math.inf).offset(model, climbed(method, model, made), RNG)
+    offset = RWP(gamma=1e-3, steps=1, c_min=math.inf).offset(model, climbed(method, model, made), RNG).by
     before = float(method.climbed(model, made).detach().mean())
     with moved(model, offset):
         assert float(method.climbed(model, made).detach().mean()) > before
@@ -203,7 +170,7 @@ def test_weight_decay_acts_at_the_moved_weights() -> None:
     step(model, optimizer, method, batch, BALL, RNG, move=move)
     with frozen(other, "eval"):
         made = method.examples(other, batch, BALL, RNG.images(batch.ids))
-    offset = move.offset(other.train(), climbed(method, other, made), RNG)
+    offset = move.offset(other.train(), climbed(method, other, made), RNG).by
     with moved(other, offset):
         method.objective(other, made).mean().backward()
     with torch.no_grad():
@@ -340,16 +307,49 @@ COST = {
 }
 
 
+def spent(method: Method, move: WeightMove) -> float:
+    """Return what a step costs per image, in forward passes, as a wrapper round the model counts it.
+
+    A forward pass is 1. Every time a gradient comes back to an output is 1 more, on its way to the images, and 2 where
+    weights learn too.
+    """
+    model, batch, count = tiny(), batch_of(4), [0]
+
+    def passed(module: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
+        learns = any(parameter.requires_grad for parameter in module.parameters())
+        count[0] += len(out)
+        if out.requires_grad:
+            out.register_hook(lambda gradient: count.__setitem__(0, count[0] + len(gradient) * (2 if learns else 1)))
+
+    model.register_forward_hook(passed)
+    step(model, torch.optim.SGD(model.parameters(), lr=0.1), method, batch, BALL, RNG, move=move)
+    return count[0] / len(batch.x)
+
+
 @pytest.mark.parametrize(("method", "move", "cost"), COST.values(), ids=COST)
 def test_a_step_costs_what_the_table_says(method: Method, move: WeightMove, cost: int) -> None:
-    """In forward passes per image: a forward 1, an input gradient 1 more, a full backward pass 2 more."""
-    model, batch = tiny(), batch_of(4)
-    spent = [0]
+    assert spent(method, move) == cost
 
-    def count(module: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
-        learns = any(parameter.requires_grad for parameter in module.parameters())
-        spent[0] += len(given[0]) * (1 if not torch.is_grad_enabled() else 3 if learns else 2)
 
-    model.register_forward_hook(count)
-    step(model, torch.optim.SGD(model.parameters(), lr=0.1), method, batch, BALL, RNG, move=move)
-    assert spent[0] == cost * len(batch.x)
+def test_a_wasted_gradient_would_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = torch.autograd.grad
+
+    def twice(outputs: Tensor, inputs: Tensor) -> tuple[Tensor, ...]:
+        once(outputs, inputs, retain_graph=True)
+        return once(outputs, inputs)
+
+    monkeypatch.setattr(torch.autograd, "grad", twice)
+    assert spent(SAT(TEN), NoMove()) == 33
+
+
+def test_the_docs_have_the_same_costs() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    rows = {line.split("`")[1]: line.split("|")[-2] for line in docs.splitlines() if line.startswith("| `")}
+    alone = [(name_of(method), cost) for method, move, cost in COST.values() if isinstance(move, NoMove)]
+    first = {name: int(re.search(r"\d+", rows[name])[0]) for name in METHODS}
+    assert first == {name: min(cost for one, cost in alone if one == name) for name in METHODS}
+    for label, (_, move, cost) in COST.items():
+        if isinstance(move, AWP | RWP):
+            base = label.split(" + ")[0]
+            told = rows[name_of(move)].split(",")
+            assert any(base in text and str(cost) in text for text in told), label

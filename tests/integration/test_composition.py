@@ -24,7 +24,7 @@ from demilune.evaluate.assess import rebuild
 from demilune.experiment import Experiment, Training, build, plain
 from demilune.methods import ADT, SAT, TRADES, Method, Standard, TaylorCode
 from demilune.models import Small
-from demilune.moves import AWP, WeightMove
+from demilune.moves import AWP, RWP, WeightMove
 from demilune.runs import RunFolder, read_json
 from demilune.runtime import Runtime
 from demilune.schedules import EMA, NoAverage
@@ -83,7 +83,12 @@ def test_compositions_train_from_the_command_line(
     assert main(["evaluate", str(out), "--attacks", "fgsm,cw2", "--limit", "20"]) == 0
     (found,) = [read_json(file, "an evaluation") for file in (out / "evaluations").glob("*.json")]
     told = {"lrat": "lrat (reconstructed)", "lrat_rat": "lrat_rat (ours)"}.get(expected[0], expected[0])
-    assert found["method"] == " + ".join([told, *(name for name in expected[1:2] if name != "none")])
+    assert found["method"] == " + ".join([told, *(name for name in expected[1:] if name != "none")])
+    assert found["subject"] == "-".join(["digits", *(name for name in expected if name != "none")])
+    report = tmp_path / "report"
+    assert main(["report", str(out), "--out", str(report)]) == 0
+    for file in ("table.md", "table.tex", "index.html"):
+        assert ("not as published" in (report / file).read_text()) == ("(" in told)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +96,11 @@ def test_compositions_train_from_the_command_line(
     [
         (["--method", "sat", "--method.beta", "6"], ["unrecognized arguments: --method.beta"]),
         (["--method", "trades", "--method.betta", "6"], ["did you mean --method.beta?"]),
-        (["--method", "adt", "--ball.norm", "l2"], ["adt with ball.norm l2", "use linf"]),
+        (["--method", "adt", "--ball.norm", "l2"], ["adt with ball.norm l2", "use ball.norm linf"]),
         (["--move", "rwp", "--training.parts", "2"], ["training.parts = 2 with the move rwp", "use one part"]),
-        (["--method", "taylor_code", "--training.parts", "2"], ["taylor_code", "use one part"]),
-        (["--move", "awp", "--move.warmup", "40"], ["move.warmup = 40", "never begin"]),
-        (["--method", "gairat", "--method.begin", "41"], ["method.begin = 41", "never begin"]),
+        (["--method", "taylor_code", "--training.parts", "2"], ["taylor_code", "use training.parts 1"]),
+        (["--move", "awp", "--move.warmup", "40"], ["move.warmup of awp = 40", "never begin"]),
+        (["--method", "gairat", "--method.begin", "41"], ["method.begin of gairat = 41", "never begin"]),
         (["--move", "awp", "--move.gamma", "1"], ["gamma = 1", "from 0 to below 1"]),
         (["--move", "awp", "--move.gamma", "-0.1"], ["gamma = -0.1", "from 0 to below 1"]),
         (["--move", "rwp", "--move.c_min", "nan"], ["c_min = nan"]),
@@ -106,7 +111,14 @@ def test_compositions_train_from_the_command_line(
         (["--method", "taylor_code", "--method.wrong_mass", "2"], ["wrong_mass = 2"]),
         (["--method", "lrat", "--method.local.mass", "-1"], ["local.mass = -1"]),
         (["--method", "lrat", "--method.local.measured", "eval", "--method.bn", "train"], ["local.measured = eval"]),
-        (["--method", "lrat_rat", "--method.bn", "train"], ["bn = train and rat.bn = eval"]),
+        (["--method", "lrat_rat", "--method.rat.bn", "train"], ["rat.bn = train", "set bn of the method"]),
+        (["--method", "gairat", "--training.parts", "4"], ["gairat", "use training.parts 1"]),
+        (["--method", "lrat", "--method.across", "-1", "--training.parts", "4"], ["lrat", "whole batch's"]),
+        (["--move", "rwp", "--move.c_min", "0"], ["move.c_min = 0", "never move"]),
+        (["--data.extra.share", "0.3"], ["data.extra.share = 0.3", "--data.extra.file"]),
+        (["--method", "irat"], ["unknown method 'irat': it is gairat here"]),
+        (["--method", "rst"], ["unknown method 'rst'", "--data.extra.file"]),
+        (["--method", "rwp"], ["--move rwp"]),
         (["--method", "gairat", "--method.share", "2"], ["share = 2"]),
         (["--data.extra.file", "nowhere.npz"], ["nowhere.npz", "RST", "--data.extra.file"]),
         (["--data.extra.share", "1"], ["extra.share = 1"]),
@@ -220,3 +232,32 @@ def test_a_trained_network_labels_images_to_train_on(tmp_path: Path, capsys: pyt
     refused(argv, capsys, "digits needs uint8 [N, 8, 8, 1]")
     refused(["label", str(run), "--out", "x.npz"], capsys, "--images is missing")
     refused(["label", str(run), "--images", str(tmp_path / "no.npz"), "--out", "x.npz"], capsys, "is missing")
+
+
+def test_rst_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    argv = ["train", "digits-trades", "--data.extra.file", str(pseudo(tmp_path)), *TINY, "--out", str(out)]
+    assert main(argv) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "digits-trades-extra: digits" in printed
+    assert "0.5 of each batch from 40 extra images" in printed
+
+
+def test_a_network_may_see_pixels_as_they_are(tmp_path: Path) -> None:
+    for name, mean in (("yes", RUN.data.load().mean), ("no", (0.0,))):
+        run = replace(RUN, training=replace(RUN.training, normalize=name == "yes"))
+        assert fit(run, RUN.data.load(), RunFolder(tmp_path / name))
+        held = load_run(tmp_path / name / "last.safetensors")
+        assert held.about["data"]["mean"] == list(mean)
+        net = rebuild(tmp_path / name / "last.safetensors", held, run)
+        assert torch.allclose(net.mean.flatten(), torch.tensor(mean))
+    assert main(["evaluate", str(tmp_path / "no"), "--attacks", "fgsm", "--limit", "20"]) == 0
+
+
+def test_a_run_logs_what_rwp_selects(digits: Dataset, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert fit(replace(RUN, move=RWP(c_min=100.0, steps=2)), digits, folder)
+    assert folder.read_metrics()[-1]["notes"] == {"selected": 1.0, "selected_last": 1.0}
+    folder = RunFolder(tmp_path / "none")
+    assert fit(replace(RUN, move=RWP(c_min=1e-9, steps=2)), digits, folder)
+    assert folder.read_metrics()[-1]["notes"]["selected"] == 0.0

@@ -6,16 +6,19 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import pytest
 import torch
+import yaml
 
 from conftest import BALL, batch_of, stream, tiny
 from contract.tables import MOVE_TABLE
+from demilune.__main__ import main
 from demilune.attacks import frozen
 from demilune.core.random import Stream
-from demilune.methods import Method
+from demilune.experiment import TABLES, VARIANTS
+from demilune.methods import METHODS, Method
 from demilune.moves import WeightMove
 from demilune.options import field_help
 from demilune.train import step
@@ -57,3 +60,21 @@ def test_it_is_the_equation(method: Method) -> None:
 
 def test_its_fields_have_help(method: Method) -> None:
     assert field_help(type(method)).keys() == {"attack", "pairing", "bn"}
+
+
+def test_it_is_registered_as_the_page_says(
+    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = MappingProxyType({**METHODS, "alp": type(method)})
+    monkeypatch.setattr("demilune.experiment.TABLES", MappingProxyType({**TABLES, Method: table}))
+    monkeypatch.setattr("demilune.experiment.VARIANTS", MappingProxyType({**VARIANTS, "method": table}))
+    assert main(["list", "methods"]) == 0
+    assert "alp  " in capsys.readouterr().out
+    assert main(["show", "digits-sat", "--method", "alp", "--method.pairing", "1"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["method"]["pairing"], shown["method"]["attack"]["step_ratio"]) == (1.0, 0.25)
+    tiny_run = ["--training.steps", "3", "--training.batch", "32", "--model.width", "4", "--runtime.threads", "1"]
+    assert (
+        main(["train", "digits-sat", "--method", "alp", "--move", "rwp", *tiny_run, "--out", str(tmp_path / "r")]) == 0
+    )
+    assert main(["evaluate", str(tmp_path / "r"), "--attacks", "fgsm", "--limit", "20"]) == 0

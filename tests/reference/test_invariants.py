@@ -199,7 +199,7 @@ def length(offset: Mapping[str, Tensor]) -> float:
 
 def test_2_a_threshold_of_zero_gives_exactly_no_offset() -> None:
     model, method = network(), SAT(ATTACK)
-    offset = RWP(c_min=0.0).offset(model, climber(method, model, made_by(method, model, images())), RNG)
+    offset = RWP(c_min=0.0).offset(model, climber(method, model, made_by(method, model, images())), RNG).by
     assert offset
     assert all(torch.equal(v, torch.zeros_like(v)) for v in offset.values())
 
@@ -210,7 +210,7 @@ def test_3_the_threshold_never_shrinks_the_offset(steps: int) -> None:
     climb = climber(method, model, made_by(method, model, images()))
     chosen = climb().detach() < 1.3
     assert 0 < int(chosen.sum()) < 9
-    offset = RWP(gamma=0.02, steps=steps, c_min=1.3).offset(model, climb, RNG)
+    offset = RWP(gamma=0.02, steps=steps, c_min=1.3).offset(model, climb, RNG).by
     whole = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if "weight" in n and p.dim() > 1])
     assert abs(length(offset) / (0.02 * float(whole.norm())) - 1) < 1e-12
 
@@ -218,7 +218,7 @@ def test_3_the_threshold_never_shrinks_the_offset(steps: int) -> None:
 @pytest.mark.parametrize("move", [AWP(), RWP(steps=2), Gaussian()], ids=lambda move: type(move).__name__)
 def test_4_an_offset_has_matrices_and_kernels_alone(move: WeightMove) -> None:
     model, method = network(), SAT(ATTACK)
-    offset = move.offset(model, climber(method, model, made_by(method, model, images())), RNG)
+    offset = move.offset(model, climber(method, model, made_by(method, model, images())), RNG).by
     weights = {name: p for name, p in model.named_parameters() if p.dim() >= 2}
     expected = weights if not isinstance(move, Gaussian) else {n: p for n, p in weights.items() if p.dim() == 4}
     assert offset.keys() == expected.keys()
@@ -232,7 +232,7 @@ def test_9_once_no_example_is_left_the_offset_stays() -> None:
     threshold = float(climb().detach().sort().values[2]) + 1e-9  # three examples at first
     found, left = [], None
     for steps in range(1, 9):
-        found.append(RWP(gamma=0.2, steps=steps, c_min=threshold).offset(model, climb, RNG))
+        found.append(RWP(gamma=0.2, steps=steps, c_min=threshold).offset(model, climb, RNG).by)
         with moved(model, found[-1]):
             chosen = int((climb().detach() < threshold).sum())
         if chosen == 0:
@@ -258,7 +258,7 @@ def test_12_the_offset_climbs_the_loss_of_the_selected() -> None:
     climb = climber(method, model, made_by(method, model, images(16)))
     before = climb().detach()
     chosen = before < float(before.median())
-    offset = RWP(gamma=1e-3, steps=1, c_min=float(before.median())).offset(model, climb, RNG)
+    offset = RWP(gamma=1e-3, steps=1, c_min=float(before.median())).offset(model, climb, RNG).by
     with moved(model, offset):
         after = climb().detach()
     assert float(after[chosen].mean()) > float(before[chosen].mean())
@@ -278,8 +278,8 @@ def test_14_without_the_divergence_the_condition_is_that_of_clean_images() -> No
     made = made_by(method, model, images())
     rows = method.climbed(model, made).detach()
     assert 0 < int((rows < 1.3).sum()) < 9
-    ours = move.offset(model, climber(method, model, made), RNG)
-    theirs = move.offset(model, lambda: F.cross_entropy(model(made.batch.x), made.batch.y, reduction="none"), RNG)
+    ours = move.offset(model, climber(method, model, made), RNG).by
+    theirs = move.offset(model, lambda: F.cross_entropy(model(made.batch.x), made.batch.y, reduction="none"), RNG).by
     assert all(torch.allclose(v, theirs[name], rtol=1e-10, atol=1e-15) for name, v in ours.items())
 
 
@@ -308,7 +308,7 @@ def test_16_no_graph_is_kept_from_step_to_step() -> None:
         return rows
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        offset = RWP(steps=6).offset(model, climb, RNG)
+        offset = RWP(steps=6).offset(model, climb, RNG).by
     assert alive == [0] * 6
     assert len(seen) == 0
     assert not any(v.requires_grad for v in offset.values())
@@ -721,7 +721,7 @@ def test_a_move_never_waits_for_the_device(method: Method, move: WeightMove) -> 
     model, batch = tiny().train(), batch_of()
     made = made_by(method, model, batch)
     with Waits() as watch:
-        offset = move.offset(model, climber(method, model, made), RNG)
+        offset = move.offset(model, climber(method, model, made), RNG).by
         with moved(model, offset):
             pass
     assert not watch.found

@@ -50,6 +50,7 @@ def test_rats_tables() -> None:
             assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     rat = run("imagenette-rat")
     assert isinstance(rat.method, RAT)
+    assert (rat.training.epochs, run("s60-imagenette-rat").training.epochs) == (150, 60)
     assert rat.method.scale == 3.0
     assert rat.model == PreActResNet18(stem=2)
     assert run("cifar10-trades").method == TRADES(KLPGD(10, 2 / 255), 6.0)
@@ -108,11 +109,12 @@ def test_lrat_trains_as_gairat_was_released() -> None:
 
 def test_taylors_scripts() -> None:
     code, awp, small = (run(f"taylor-cifar10-{row}") for row in ("code", "code-awp", "code-awp-resnet"))
-    assert code.method == TaylorCode(alpha=0.2, second=0.5, wrong_mass=0.8, noise=1e-4, beta=6.0)
+    assert code.method == TaylorCode(alpha=0.2, second=0.5, noise=1e-4, beta=6.0)
+    assert not code.training.normalize
     assert awp.method == TaylorCode(noise=0.0)
     assert awp.move == AWP(0.005, 9)
-    assert small.method == TaylorCode(noise=0.0, second=0.2)
-    assert run("taylor-cifar100-code").method == TaylorCode(wrong_mass=0.98)
+    assert small.method == TaylorCode(noise=0.0, second=0.2, wrong_mass=0.8)
+    assert run("taylor-cifar100-code").method == TaylorCode()
     assert isinstance(run("taylor-cifar10-mc").move, Gaussian)
     assert {name_of(run(f"taylor-svhn-{row}").model) for row in ("code", "code-vgg", "code-mobilenet")} == {
         "wide_resnet", "vgg16", "mobilenet_v2"
@@ -135,6 +137,8 @@ def test_the_list_tells_paper_data_net_and_schedule(capsys: pytest.CaptureFixtur
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["preset", "paper", "data", "net", "method", "ball", "schedule", "from"]
     assert [line.split()[0] for line in lines] == [f"rwp-svhn-l2-sat{end}" for end in ("", "-awp", "-rwp")]
+    assert main(["list", "presets", "trades", "mnist"]) == 0  # its paper compares it with TRADES: no match
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["mnist-trades"]
     for word in ("RWP 2205.14826", "svhn", "preact_resnet18", "l2 128/255", "piecewise, 200 epochs"):
         assert all(word in line for line in lines)
     refused(["list", "presets", "rwpp"], capsys, "no presets with rwpp", "demilune list presets")

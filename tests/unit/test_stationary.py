@@ -70,7 +70,7 @@ def test_only_examples_of_the_range_contribute_to_the_offset(ends: tuple[float, 
     """In eval mode, where no row sees another through batch norm."""
     model, batch = tiny(dtype=torch.float64).eval(), batch_of(24, dtype=torch.float64)
     move = RWP(gamma=0.05, steps=3, low=ends[0], c_min=ends[1])
-    ours = move.offset(model, lambda: cross_entropy(model(batch.x), batch.y), RNG)
+    ours = move.offset(model, lambda: cross_entropy(model(batch.x), batch.y), RNG).by
     theirs, counts = by_hand(move, batch.x, batch.y)
     assert counts[0] == 24 if ends == (0.0, math.inf) else counts[0] < 24
     assert bool(counts[0]) == (ends[0] < 90)

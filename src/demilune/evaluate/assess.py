@@ -139,7 +139,7 @@ def described(experiment: Experiment) -> str:
     """Return the method with all that makes it another one: a move, extra images, and whose idea of it this is."""
     name, move = name_of(experiment.method), name_of(experiment.move)
     told = f"{name} ({ORIGIN[name]})" if ORIGIN.get(name) in ("reconstructed", "ours") else name
-    more = [move] if move != "none" else []
+    more = [name for name in (move, name_of(experiment.average)) if name != "none"]
     more += ["extra images"] if experiment.data.extra.file else []
     return " + ".join([told, *more])
 

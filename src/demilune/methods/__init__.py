@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from demilune.core.notes import Note
 from demilune.methods.adt import ADT
 from demilune.methods.avm import AVM
-from demilune.methods.base import Batch, Examples, Method, Note
+from demilune.methods.base import Batch, Examples, Method
 from demilune.methods.gairat import GAIRAT
 from demilune.methods.local import Local
 from demilune.methods.lrat import LRAT, LRATRAT, LRATTRADES
@@ -15,7 +16,8 @@ from demilune.methods.mart import MART
 from demilune.methods.rat import RAT
 from demilune.methods.sat import SAT
 from demilune.methods.standard import Standard
-from demilune.methods.taylor import TaylorCode, TaylorExact
+from demilune.methods.taylor import TaylorCode
+from demilune.methods.taylor_exact import TaylorExact
 from demilune.methods.trades import TRADES
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(

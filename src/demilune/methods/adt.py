@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demilune.attacks import BatchNormMode
-from demilune.core.geometry import Ball
+from demilune.core.geometry import Ball, Norm
 from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
-from demilune.methods.base import Batch, Examples, Method, hard
+from demilune.methods.base import WHOLE, Batch, Examples, Method, hard
 from demilune.methods.trades import check_weight
 
 SMALL = 1e-8
@@ -56,10 +56,16 @@ class ADT(Method):
                 "1 and positive"
             )
 
+    def objection(self, norm: Norm, parts: int) -> str | None:
+        """Refuse l2, and parts: the inner objective is a mean over the whole batch, and Adam is no sign of it."""
+        if norm != "linf":
+            return "its perturbation ε tanh u is linf; use ball.norm linf"
+        return WHOLE if parts > 1 else None
+
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
         """Return one draw from the distribution found."""
         if ball.norm != "linf":
-            raise DemiluneError("ADT is an linf method (its perturbation is ε tanh u): use ball.norm linf")
+            raise DemiluneError(f"adt with ball.norm {ball.norm}: {self.objection(ball.norm, 1)}")
         x, y, draws = batch.x, batch.y, rng.sub("adt")
         mean, spread = torch.zeros_like(x), torch.zeros_like(x)
         sums = [torch.zeros_like(x), torch.zeros_like(x)]

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from demilune.attacks import BatchNormMode
-from demilune.core.geometry import Ball
+from demilune.core.geometry import Ball, Norm
+from demilune.core.notes import Note
 from demilune.core.random import Stream
 from demilune.core.targets import one_hot
+
+WHOLE = "its weights or labels are the whole batch's; use training.parts 1, or another method"
 
 
 class Batch(NamedTuple):
@@ -23,13 +26,6 @@ class Batch(NamedTuple):
     classes: int
     ids: Tensor
     epoch: int
-
-
-class Note(NamedTuple):
-    """A quantity to log, as a sum and its weight on the device: an epoch's mean needs no synchronisation per step."""
-
-    total: Tensor
-    weight: Tensor
 
 
 class Examples(NamedTuple):
@@ -73,6 +69,14 @@ class Method(ABC):
     @abstractmethod
     def objective(self, model: nn.Module, made: Examples) -> Tensor:
         """Return the outer loss, one value per row [R]: a pure function of weights and examples."""
+
+    def starts(self) -> int:
+        """Return the first epoch (from 0) in which it is more than the method it begins as."""
+        return 0
+
+    def objection(self, norm: Norm, parts: int) -> str | None:
+        """Return why it cannot be trained in this norm, or on a batch in so many parts; None where it can."""
+        return None
 
     def climbed(self, model: nn.Module, made: Examples) -> Tensor:
         """Return what a weight move ascends, [R]: by default the outer loss above its label's entropy."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from demilune.attacks import PGD, BatchNormMode, Iterate
-from demilune.core.geometry import Ball
+from demilune.core.geometry import Ball, Norm
 from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
-from demilune.methods.base import Batch, Examples, Method, hard
+from demilune.methods.base import WHOLE, Batch, Examples, Method, hard
 
 
 @final
@@ -29,7 +29,7 @@ class GAIRAT(Method):
     attack: the inner maximisation
     shift: Λ; larger is closer to SAT
     share: share of the weighted loss, the rest being SAT's; 0.5 is the average of both (lrat.md 4.3)
-    begin: first epoch (from 0) with weights; SAT before. The released scripts begin at half the run or later
+    begin: first epoch (from 0) with weights; SAT before. The released scripts begin at 30 of 100 or 60 of 120
     bn: batch norm during the attack: eval (the released code's), train_frozen or train
     """
 
@@ -44,6 +44,14 @@ class GAIRAT(Method):
         check_begin(self.begin)
         if not 0.0 <= self.share <= 1.0:
             raise DemiluneError(f"share = {self.share:g}: the share of the weighted loss must be from 0 to 1")
+
+    def starts(self) -> int:
+        """Return the first epoch with weights."""
+        return self.begin
+
+    def objection(self, norm: Norm, parts: int) -> str | None:
+        """Refuse parts: weights sum to n over the whole batch."""
+        return WHOLE if parts > 1 else None
 
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
         """Return x'_K, with the weights in ``extra``."""

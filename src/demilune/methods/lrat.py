@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from demilune.attacks import CW, KLPGD, PGD, BatchNormMode, IterativeAttack
-from demilune.core.geometry import Ball
+from demilune.core.geometry import Ball, Norm
 from demilune.core.losses import cross_entropy, kl
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError, check_types
-from demilune.methods.base import Batch, Examples, Method, hard
+from demilune.methods.base import WHOLE, Batch, Examples, Method, hard
 from demilune.methods.gairat import balanced, check_begin, check_counted, withstood
 from demilune.methods.local import Local, check_measured
 from demilune.methods.rat import RAT
@@ -56,6 +56,14 @@ class LRAT(Method):
         if self.across is not None:
             check_counted(self.attack)
 
+    def starts(self) -> int:
+        """Return the first epoch with groups."""
+        return self.begin
+
+    def objection(self, norm: Norm, parts: int) -> str | None:
+        """Refuse parts with GAIRAT's weights, which sum to n over the whole batch."""
+        return WHOLE if parts > 1 and self.across is not None else None
+
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
         """Return the variants, [m·n,C,H,W]; before ``begin`` the first attack's alone."""
         pgd = self.attack
@@ -63,7 +71,9 @@ class LRAT(Method):
         simulated: list[IterativeAttack] = [pgd] if self.attacks != "cw" else []
         simulated += [cw] if self.attacks != "pgd" else []
         extra, found = dict[str, Tensor](), list[Tensor]()
-        for number, attack in enumerate(simulated[:1] if batch.epoch < self.begin else simulated):
+        if batch.epoch < self.begin:
+            return hard(batch, simulated[0].perturb(model, batch.x, batch.y, ball, rng))
+        for number, attack in enumerate(simulated):
             draws = rng.sub("attack", number) if number else rng  # the first starts where SAT's does
             point, kept = withstood(attack.path(model, batch.x, batch.y, ball, draws), batch.y)
             found.append(point)
@@ -108,10 +118,14 @@ class LRATTRADES(Method):
         check_begin(self.begin)
         check_measured(self.local, self.bn)
 
+    def starts(self) -> int:
+        """Return the first epoch with groups."""
+        return self.begin
+
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
         """Return x'."""
         point = self.attack.perturb(model, batch.x, batch.y, ball, rng)
-        return hard(batch, point, self.local.measure(model, point, batch.y))
+        return hard(batch, point, {} if batch.epoch < self.begin else self.local.measure(model, point, batch.y))
 
     def objective(self, model: nn.Module, made: Examples) -> Tensor:
         """Return the groups' losses, [N]."""
@@ -134,7 +148,7 @@ class LRATRAT(Method):
 
     rat: what makes the points
     local: how weight is shared within a group
-    bn: batch norm during the attack, the same as RAT's own: eval, train_frozen or train
+    bn: batch norm during the attack (RAT's own field does not count): eval, train_frozen or train
     """
 
     rat: RAT = RAT()
@@ -143,8 +157,8 @@ class LRATRAT(Method):
 
     def __post_init__(self) -> None:
         check_measured(self.local, self.bn)
-        if self.rat.bn != self.bn:
-            raise DemiluneError(f"bn = {self.bn} and rat.bn = {self.rat.bn}: it is one attack, give both the same")
+        if self.rat.bn != "eval":
+            raise DemiluneError(f"rat.bn = {self.rat.bn}: LRAT over RAT has one attack; set bn of the method instead")
 
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
         """Return RAT's points and labels, [m·n]."""

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from demilune.attacks import PGD, BatchNormMode
 from demilune.core.geometry import Ball, per_image
 from demilune.core.losses import cross_entropy
+from demilune.core.notes import Note, mean
 from demilune.core.random import Stream
 from demilune.core.regions import triangle
 from demilune.core.targets import distance_aware, entropy, smooth
 from demilune.errors import DemiluneError, check_types
-from demilune.methods.base import Batch, Examples, Method, Note
+from demilune.methods.base import Batch, Examples, Method
 from demilune.methods.sat import check_mass
 
 
@@ -164,8 +165,3 @@ class Ends(NamedTuple):
     end: Tensor
     found: Tensor
     tau: Tensor
-
-
-def mean(values: Tensor) -> Note:
-    """Return the note of a plain mean."""
-    return Note(values.sum(), values.new_full((), values.numel()))

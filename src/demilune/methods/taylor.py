@@ -1,8 +1,8 @@
-"""Taylor: randomized adversarial training via Taylor expansion (Jin et al., CVPR 2023, arXiv 2303.10653).
+"""Taylor-code: randomized adversarial training via Taylor expansion (Jin et al., CVPR 2023, 2303.10653) as released.
 
-The released code does not differentiate a Taylor series; :class:`TaylorCode` is what it does, and is what produced the
-published numbers, as far as anybody can tell: the body of the paper could not be read. :class:`TaylorExact` is our own
-literal reading, an ablation; "Taylor-MC" is TRADES with the move ``gaussian``. Three names, never one for two of them.
+The released code does not differentiate a Taylor series; this is what it does, and what produced the published numbers,
+as far as anybody can tell: the body of the paper could not be read. A literal reading is ``taylor_exact.py``, and
+"Taylor-MC" is TRADES with the move ``gaussian``: three names, never one for two of them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from demilune.attacks import KLPGD, BatchNormMode
-from demilune.core.geometry import Ball
+from demilune.core.geometry import Ball, Norm
 from demilune.core.losses import cross_entropy, kl, widened
 from demilune.core.random import Stream
 from demilune.core.targets import entropy
 from demilune.core.weights import convolutions, gaussian, moved, penultimate
 from demilune.errors import DemiluneError, check_types
-from demilune.methods.base import Batch, Examples, Method, hard
+from demilune.methods.base import WHOLE, Batch, Examples, Method, hard
 from demilune.methods.sat import check_mass
 from demilune.methods.trades import check_weight, regularised
 
@@ -49,7 +49,7 @@ class TaylorCode(Method):
     beta: weight β of the KL
     alpha: weight α of the soft-label terms
     second: weight s of the second-order term relative to α: 0.5 (released for WRN) or 0.2 (for ResNet-18)
-    wrong_mass: label mass m off the true class: 0.8 for 10 classes, 0.98 for 100 (released)
+    wrong_mass: label mass m off the true class; null for the released 0.8, or 0.98 from 100 classes on
     second_sym: whether y3 is Q(T2 - T2')[y], as symmetry asks; the released code has y3 = y4
     noise: standard deviation of the weight noise in the attack, absolute; 0 for none (released AWP variant)
     noise_names: noise on the weights of all convolutions (conv2d), or on parameters named so (conv, the released
@@ -62,7 +62,7 @@ class TaylorCode(Method):
     beta: float = 6.0
     alpha: float = 0.2
     second: float = 0.5
-    wrong_mass: float = 0.8
+    wrong_mass: float | None = None
     second_sym: bool = False
     noise: float = 1e-4
     noise_names: Literal["conv2d", "conv"] = "conv2d"
@@ -73,9 +73,14 @@ class TaylorCode(Method):
         check_types(self)
         for name in ("beta", "second", "noise"):
             check_weight(name, getattr(self, name))
-        check_mass("wrong_mass", self.wrong_mass)
+        if self.wrong_mass is not None:
+            check_mass("wrong_mass", self.wrong_mass)
         if not 0.0 <= self.alpha <= 1.0:
             raise DemiluneError(f"alpha = {self.alpha:g}: the share of the soft-label terms must be from 0 to 1")
+
+    def objection(self, norm: Norm, parts: int) -> str | None:
+        """Refuse parts: the soft labels are made of the whole batch's gradients."""
+        return WHOLE if parts > 1 else None
 
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
         """Return x', found on the noisy network; labels are not looked at."""
@@ -83,6 +88,11 @@ class TaylorCode(Method):
         if self.noise > 0.0:
             named = {name: p for name, p in model.named_parameters() if "conv" in name}
             chosen = convolutions(model) if self.noise_names == "conv2d" else named
+            if not chosen:
+                raise DemiluneError(
+                    f"noise = {self.noise:g} with noise_names {self.noise_names}: the network has no such weights; use "
+                    "noise_names conv2d, or noise 0"
+                )
             noise = gaussian(chosen, self.noise, rng.sub("taylor"))
         with moved(model, noise):
             return hard(batch, self.attack.perturb(model, batch.x, batch.y, ball, rng))
@@ -103,8 +113,9 @@ class TaylorCode(Method):
             return loss
         r, r_attacked = (pull(z, h, y) for z, h in zip((clean, attacked), features, strict=True))
         gap1, gap2 = r.abs() - r_attacked.abs(), r.square() - r_attacked.square()
-        y1, y2, y4 = (soft_labels(gap, y, self.wrong_mass) for gap in (gap1, -gap1, -gap2))
-        y3 = soft_labels(gap2, y, self.wrong_mass) if self.second_sym else y4
+        mass = (0.98 if made.batch.classes >= 100 else 0.8) if self.wrong_mass is None else self.wrong_mass
+        y1, y2, y4 = (soft_labels(gap, y, mass) for gap in (gap1, -gap1, -gap2))
+        y3 = soft_labels(gap2, y, mass) if self.second_sym else y4
         first = 0.5 * (divergence(y1, attacked) + divergence(y2, clean))
         second = 0.5 * (divergence(y3, attacked) + divergence(y4, clean))
         return loss + self.alpha * (first + self.second * second)
@@ -112,55 +123,6 @@ class TaylorCode(Method):
     def climbed(self, model: nn.Module, made: Examples) -> Tensor:
         """Return the TRADES loss, [N]."""
         return regularised(model, made, self.beta)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class TaylorExact(Method):
-    """TRADES with penalties on the difference of the last layer's gradients themselves; an ablation of our own.
-
-        G = ∇_W CE_mean(f(x), y) = (1/B) (p - e_y)ᵀ h,  G' the same at x'
-        L = mean [ CE(f(x), y) + β KL(p ‖ p') ] + k1 ‖G - G'‖_F + k2 ‖G∘G - G'∘G'‖_1
-
-    Reconstructed (taylor.md 4): the expansion of E_u ‖f_{w+u}(x) - f_{w+u}(x')‖ in the weights of the last layer, its
-    second derivatives by squares of gradients, differentiated once; k1 and k2 are free, since at the released σ = 1e-4
-    both terms vanish. Nobody's published numbers come from it.
-
-    attack: the inner maximisation of the KL
-    beta: weight β of the KL
-    first: weight k1 of the difference of gradients
-    second: weight k2 of the difference of their squares
-    bn: batch norm during the attack: eval, train_frozen or train
-    """
-
-    attack: KLPGD = KLPGD()
-    beta: float = 6.0
-    first: float = 0.1
-    second: float = 0.1
-    bn: BatchNormMode = "eval"
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "first", "second"):
-            check_weight(name, getattr(self, name))
-
-    def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
-        """Return x'; labels are not looked at."""
-        return hard(batch, self.attack.perturb(model, batch.x, batch.y, ball, rng))
-
-    def objective(self, model: nn.Module, made: Examples) -> Tensor:
-        """Return the loss, [N]: the penalties, which are the batch's, stand in every row."""
-        with penultimate(model) as features:
-            clean, attacked = model(made.batch.x), model(made.points)
-        rows = cross_entropy(clean, made.targets) + self.beta * kl(clean, attacked)
-        one, other = (slope(z, h, made.targets) for z, h in zip((clean, attacked), features, strict=True))
-        apart: Tensor = torch.linalg.vector_norm(one - other)
-        return rows + self.first * apart + self.second * (one.square() - other.square()).abs().sum()
-
-
-def slope(logits: Tensor, features: Tensor, targets: Tensor) -> Tensor:
-    """Return G = (1/B) (p - e_y)ᵀ h, [C,D], with its graph."""
-    with torch.autocast(logits.device.type, enabled=False):  # a product in bfloat16 would round differences away
-        return (widened(logits).softmax(dim=1) - targets).T @ widened(features) / len(features)
 
 
 def pull(logits: Tensor, features: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from demilune.core.random import Stream
 from demilune.core.weights import movable, untracked
-from demilune.moves.base import WeightMove, check_move
+from demilune.moves.base import NOTHING, Offset, WeightMove, check_move
 
 TINY = 1e-20
 
@@ -19,7 +19,9 @@ TINY = 1e-20
 @final
 @dataclass(frozen=True, slots=True)
 class AWP(WeightMove):
-    """v_t = γ ‖w_t‖ g_t / ‖g_t‖ for every tensor t of P(w), with g = ∇_w of the mean training loss.
+    """Perturb each tensor along its gradient, by γ times its norm.
+
+        v_t = γ ‖w_t‖ g_t / ‖g_t‖  for every tensor t of P(w),  g = ∇_w of the mean training loss
 
     Source: released code (utils_awp.py of the training scripts, the one step they take); rwp.md 4. Batch norm uses
     the batch's statistics, and the running ones are left as found.
@@ -38,15 +40,15 @@ class AWP(WeightMove):
         """Return the warm-up."""
         return self.warmup
 
-    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Mapping[str, Tensor]:
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Offset:
         """Return one normalised step per tensor."""
         if self.gamma == 0.0:
-            return {}
+            return NOTHING
         weights = movable(model)
         with untracked(model), torch.enable_grad():
             gradients = torch.autograd.grad(climbed().mean(), list(weights.values()))
         pairs = zip(weights.items(), gradients, strict=True)
-        return {name: g * (self.gamma * norm(w) / (norm(g) + TINY)).to(g.dtype) for (name, w), g in pairs}
+        return Offset({name: g * (self.gamma * norm(w) / (norm(g) + TINY)).to(g.dtype) for (name, w), g in pairs}, {})
 
 
 def norm(tensor: Tensor) -> Tensor:

@@ -5,12 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 from torch import Tensor, nn
 
+from demilune.core.notes import Note
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
+
+
+class Offset(NamedTuple):
+    """What is added to which weights, by name of tensor (empty for none), and what is logged."""
+
+    by: Mapping[str, Tensor]
+    notes: Mapping[str, Note]
+
+
+NOTHING = Offset({}, {})
 
 
 class WeightMove(ABC):
@@ -26,8 +37,8 @@ class WeightMove(ABC):
         """Return the first epoch (from 0) in which the weights are moved."""
 
     @abstractmethod
-    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Mapping[str, Tensor]:
-        """Return the offset by name of tensor; empty for none.
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Offset:
+        """Return the offset.
 
         ``climbed()`` gives the per-row losses [R] to ascend, at the weights as they stand; ``rng`` is addressed by
         epoch and step. Neither weights, gradients nor buffers change.
@@ -43,9 +54,9 @@ class NoMove(WeightMove):
         """Return 0."""
         return 0
 
-    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Mapping[str, Tensor]:
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Offset:
         """Return no offset."""
-        return {}
+        return NOTHING
 
 
 def check_move(gamma: float, warmup: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -12,13 +12,15 @@ from demilune.core.random import Stream
 from demilune.core.weights import convolutions, gaussian
 from demilune.errors import DemiluneError
 from demilune.moves.awp import norm
-from demilune.moves.base import WeightMove, check_warmup
+from demilune.moves.base import NOTHING, Offset, WeightMove, check_warmup
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Gaussian(WeightMove):
-    """u_t ~ N(0, (σ ‖w_t‖/√n_t)²) for the weights of every convolution t of n_t elements, one draw per step.
+    """Draw weight noise once per step.
+
+        u_t ~ N(0, (σ ‖w_t‖/√n_t)²)  for the weights of every convolution t, of n_t elements
 
     The outer gradient taken at w + u is a one-sample estimate of that of E_u L(w + u), the expectation whose expansion
     gives the Taylor method its name (Jin et al. 2023, arXiv 2303.10653). "Taylor-MC" is TRADES with this move. Ours: no
@@ -42,12 +44,15 @@ class Gaussian(WeightMove):
         """Return the warm-up."""
         return self.warmup
 
-    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Mapping[str, Tensor]:
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Offset:
         """Return the noise; the loss is not looked at."""
         weights = convolutions(model)
-        if self.sigma == 0.0 or not weights:
-            return {}
+        if self.sigma == 0.0:
+            return NOTHING
+        if not weights:
+            raise DemiluneError("gaussian: the network has no convolutions to move; use another move, or none")
         noise = gaussian(weights, self.sigma, rng.sub("gaussian"))
         if not self.relative:
-            return noise
-        return {name: u * (norm(weights[name]) / u.numel() ** 0.5).to(u.dtype) for name, u in noise.items()}
+            return Offset(noise, {})
+        sizes = {name: (norm(weights[name]) / u.numel() ** 0.5).to(u.dtype) for name, u in noise.items()}
+        return Offset({name: u * sizes[name] for name, u in noise.items()}, {})

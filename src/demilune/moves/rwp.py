@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from demilune.core.notes import Note, mean
 from demilune.core.random import Stream
 from demilune.core.weights import movable, moved, untracked
 from demilune.errors import DemiluneError
 from demilune.moves.awp import TINY, norm
-from demilune.moves.base import WeightMove, check_move
+from demilune.moves.base import NOTHING, Offset, WeightMove, check_move
 
 
 @final
@@ -29,11 +30,13 @@ class RWP(WeightMove):
     condition reads the loss above the row's label entropy, which equals the released code's for one-hot labels. All K2
     steps are always taken: the released early break needs a synchronisation and changes nothing.
 
+    Logged are ``selected``, the share of rows that the condition lets through at k = 1, and ``selected_last`` at K2.
+
     gamma: size γ of the offset relative to the norm of the weights
     steps: number of steps, K2
     c_min: loss from which on an example is left out; inf for none
     low: loss from which on an example counts; with c_min a range for the loss stationary condition
-    norm: of all tensors together (whole, the released code) or tensor by tensor (tensor, as AWP)
+    norm: of all tensors together (global, the released code) or tensor by tensor (tensor, as AWP)
     warmup: epochs trained without it
     """
 
@@ -41,7 +44,7 @@ class RWP(WeightMove):
     steps: int = 10
     c_min: float = 1.7
     low: float = -math.inf
-    norm: Literal["whole", "tensor"] = "whole"
+    norm: Literal["global", "tensor"] = "global"
     warmup: int = 0
 
     def __post_init__(self) -> None:
@@ -57,29 +60,31 @@ class RWP(WeightMove):
         """Return the warm-up."""
         return self.warmup
 
-    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Mapping[str, Tensor]:
+    def offset(self, model: nn.Module, climbed: Callable[[], Tensor], rng: Stream) -> Offset:
         """Return v_K2; no graph outlives its step."""
         if self.gamma == 0.0:
-            return {}
+            return NOTHING
         weights = movable(model)
         names, tensors = list(weights), list(weights.values())
         sizes = [norm(w) for w in tensors]
         total = [torch.zeros_like(w) for w in tensors]
-        offset: dict[str, Tensor] = {}
-        for _ in range(self.steps):
+        offset, notes = dict[str, Tensor](), dict[str, Note]()
+        for number in range(self.steps):
             with moved(model, offset), untracked(model), torch.enable_grad():
                 losses = climbed()
-                low = losses.detach()
-                chosen = (low >= self.low) & (low < self.c_min)
+                values = losses.detach()
+                chosen = (values >= self.low) & (values < self.c_min)
+                if number in (0, self.steps - 1):  # what the condition lets through, first and last
+                    notes["selected" if number == 0 else "selected_last"] = mean(chosen.to(values.dtype))
                 gradients = torch.autograd.grad((losses * chosen).mean(), tensors)
             total = [s + g for s, g in zip(total, gradients, strict=True)]
             offset = dict(zip(names, self._scaled(sizes, total), strict=True))
-        return offset
+        return Offset(offset, notes)
 
     def _scaled(self, sizes: list[Tensor], total: list[Tensor]) -> list[Tensor]:
         """Return s at the length of the move."""
         lengths = [norm(s) for s in total]
-        if self.norm == "whole":
+        if self.norm == "global":
             all_of = torch.stack(sizes).norm() / (torch.stack(lengths).norm() + TINY)
             ratios = [all_of] * len(total)
         else:

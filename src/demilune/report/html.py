@@ -29,7 +29,7 @@ class Section:
     entries: tuple[Entry, ...]
     summary: tuple[str, ...]
     table: tables.Table
-    unofficial: tuple[str, ...]
+    remarks: tuple[str, ...]
     pairs: tuple[Pair, ...]
     gaps: tuple[Overstatement, ...]
     unexamined: tuple[str, ...]
@@ -54,7 +54,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
                 tuple(entries),
                 tuple(summary(entries)),
                 tables.main(entries),
-                tuple(tables.unofficial(entries)),
+                tuple(tables.remarks(entries)),
                 tuple(compare.pairs(entries)),
                 tuple(gaps),
                 tuple(entry.label for entry in entries if entry not in measured),

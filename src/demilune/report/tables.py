@@ -328,7 +328,7 @@ def to_markdown(groups: Sequence[Sequence[Entry]]) -> str:
         rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
         said = [f"**{_md(caption(entries))}**", "\n".join("| " + " | ".join(row) + " |" for row in rows)]
         parts += [*said, f"Bold ★: best of the column. {UPPER_BOUND}"]
-        parts += [f"- {_md(line)}" for line in unofficial(entries)]
+        parts += [f"- {_md(line)}" for line in remarks(entries)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -342,7 +342,7 @@ def to_latex(groups: Sequence[Sequence[Entry]]) -> str:
             [_tex(line.entry.label), str(line.n), *(_marked(cell, line, _tex_cell) for cell in line.cells)]
             for line in table.lines
         ]
-        notes = " ".join([UPPER_BOUND, *unofficial(entries)])
+        notes = " ".join([UPPER_BOUND, *remarks(entries)])
         parts += [
             "\\begin{table}",
             "\\centering",
@@ -365,16 +365,18 @@ def caption(entries: Sequence[Entry]) -> str:
     return f"{found.data} ({found.split}), {theme.ball(found.norm, found.eps)}: accuracy in % ± standard error"
 
 
-def unofficial(entries: Sequence[Entry]) -> list[str]:
-    """Return the line that must stand beside the numbers of data that are not the official files.
+def remarks(entries: Sequence[Entry]) -> list[str]:
+    """Return the lines that must stand beside the numbers: methods nobody published so, data not the official files.
 
     Sums are cut to 16 digits; the page's provenance has them whole.
     """
+    told = [f"{e.label}: {e.evaluation.method}" for e in entries if "(" in e.evaluation.method]
+    lines = ["not as published: " + "; ".join(dict.fromkeys(told))] if told else []
     found = entries[0].evaluation
     if all(entry.evaluation.data_official for entry in entries):
-        return []
+        return lines
     sums = ", ".join(f"{name} {value[:16]}" for name, value in sorted(found.data_sha256.items())) or "not recorded"
-    return [f"data: not the official files, sha256 {sums}"]
+    return [*lines, f"data: not the official files, sha256 {sums}"]
 
 
 def _marked(cell: Cell | None, line: Line, written: Callable[[str, str, str], str]) -> str:
