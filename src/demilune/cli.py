@@ -357,7 +357,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 def stationary(argv: Sequence[str]) -> int:
     """``demilune stationary PRESET --out DIR``."""
-    from demilune.study import RANGES, check_study, loss_ranges, runs_of
+    from demilune.study import RANGES, check_study, finished, loss_ranges, runs_of
 
     parser = command_parser(
         "stationary",
@@ -396,8 +396,10 @@ def stationary(argv: Sequence[str]) -> int:
         if not fitted(one, dataset, mine, resume=mine.experiment.exists()):
             out.print("stopped and saved: the same command goes on", soft_wrap=True)
             return 130
-    table = build([folder / name for name in runs], folder)
-    out.print(table, soft_wrap=True, highlight=False, markup=False)
+    # What was trained under other ranges stays part of the study.
+    steps, _ = experiment.training.lengths(len(dataset.train), dataset.extra_share)
+    table = build([folder / name for name in [*runs, *finished(folder, runs, steps)]], folder)
+    out.print(table, soft_wrap=True, highlight=False)
     out.print(f"written: {folder / 'stationary.png'}, and .svg, .md and .json beside it", soft_wrap=True)
     return 0
 
@@ -479,7 +481,13 @@ def label(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=place, metavar="FILE", help="the .npz to write")
     parser.add_argument("--checkpoint", choices=("best", "last"), help="which of a run's (default best)")
     parser.add_argument("--batch", type=whole, metavar="N", help="images at once (default 500)")
+    target = argv_model(argv)
+    if target:
+        base = checkpoint_experiment(target)
+        add_fields(parser, "data", base.data, only=("root", "unverified"))
+        add_fields(parser, "runtime", base.runtime, only=("device", "threads"))
     options = parser.parse_args(argv)
+    settings = nested({k: v for k, v in vars(options).items() if "." in k})
     for needed in ("images", "out"):
         if needed not in options:
             raise DemiluneError(f"--{needed} is missing: name the .npz of images, and the one to write with labels")
@@ -497,7 +505,12 @@ def label(argv: Sequence[str]) -> int:
             line.total = total
             line.move(done, "labelling")
 
-        found = labelled(file, Path(options.images), Path(options.out), getattr(options, "batch", 500), watch)
+        out_file, batch = Path(options.out), getattr(options, "batch", 500)
+        try:
+            found = labelled(file, Path(options.images), out_file, settings, batch, watch)
+        except KeyboardInterrupt:
+            line.say("stopped: nothing was written")
+            return 130
     told = ", ".join(f"{name} {count}" for name, count in found.counts.items())
     out.print(f"{found.images} images labelled: {told}", soft_wrap=True, highlight=False)
     out.print(f"written: {options.out}; train on it with --data.extra.file {options.out}", soft_wrap=True)
@@ -607,16 +620,16 @@ def list_(argv: Sequence[str]) -> int:
         return list_presets(words)
     if kind not in tables:
         raise unknown("list", kind, [*tables, "presets"])
-    if kind == "attacks":
-        from demilune.evaluate.suite import FORMS
-
-        print("classes, for the library and for fields:")
     width = max(len(name) for name in tables[kind])
     lines = [f"{name:<{width}}  {(cls.__doc__ or '').strip().splitlines()[0]}" for name, cls in tables[kind].items()]
     if kind == "methods":
         lines = [f"{line}  [{ORIGIN.get(name, 'of your own')}]" for line, name in zip(lines, tables[kind], strict=True)]
+    if kind == "attacks" and not words:
+        print("classes, for the library and for fields:")
     show_lines(kind, [line for line in lines if holds(line, words)], words)
-    if kind == "attacks":
+    if kind == "attacks" and not words:
+        from demilune.evaluate.suite import FORMS
+
         print("for `demilune evaluate --attacks`, comma-separated:", *FORMS, sep="\n")
     return 0
 

@@ -48,9 +48,9 @@ class Line(AbstractContextManager["Line"]):
         self.task: TaskID | None = None
         if console.is_terminal:
             self.bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=console,
                 transient=True,
             )
@@ -84,7 +84,7 @@ class Line(AbstractContextManager["Line"]):
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def console(stream: Any = None, width: int = 1) -> Console:
@@ -92,7 +92,7 @@ def console(stream: Any = None, width: int = 1) -> Console:
 
     It goes on in silence when its reader goes away, as `| head` does: no work is lost for that.
     """
-    made = Console(file=stream)
+    made = Console(file=stream, markup=False)  # names may have brackets
 
     def go_on() -> None:
         made.quiet = True

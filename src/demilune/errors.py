@@ -34,6 +34,7 @@ def check_types(value: typing.Any) -> None:
         kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (typing.get_origin(kind) or kind,)
         wide = {int: Integral, float: Real}
         fits = isinstance(given, tuple(wide.get(one, one) for one in kinds))
-        if not fits or (isinstance(given, bool) and bool not in kinds):
+        huge = float in kinds and isinstance(given, int) and abs(given) >= 1 << 1000  # no float holds it
+        if not fits or huge or (isinstance(given, bool) and bool not in kinds):
             told = " or ".join("null" if one is type(None) else one.__name__ for one in kinds)
             raise DemiluneError(f"{field.name} = {given!r}: a value of type {told} was expected")

@@ -139,14 +139,8 @@ class Experiment:
         if objection:
             setting = f"ball.norm {self.ball.norm} and training.parts {training.parts}"
             raise DemiluneError(f"{name_of(self.method)} with {setting}: {objection}")
-        late = {f"move.warmup of {name_of(self.move)}": self.move.starts()}
-        late[f"method.begin of {name_of(self.method)}"] = self.method.starts()
-        for name, epoch in late.items():
-            if epoch >= training.epochs and not training.steps:
-                raise DemiluneError(
-                    f"{name} = {epoch} with training.epochs = {training.epochs}: it would never begin; lower it, or "
-                    "train for more epochs"
-                )
+        if not training.steps:
+            self.check_starts(training.epochs)
         if isinstance(self.move, RWP) and self.move.c_min <= 0.0:
             raise DemiluneError(
                 f"move.c_min = {self.move.c_min:g}: no loss lies below it, and the weights would never move; give a "
@@ -160,6 +154,16 @@ class Experiment:
             raise DemiluneError(
                 f"data.extra.share = {extra.share:g} of a batch of {training.batch} is no image: give a larger share"
             )
+
+    def check_starts(self, epochs: int) -> None:
+        """Refuse a move or a method that would begin after the last epoch."""
+        late = {f"move.warmup of {name_of(self.move)}": self.move.starts()}
+        late[f"method.begin of {name_of(self.method)}"] = self.method.starts()
+        for name, epoch in late.items():
+            if epoch >= epochs:
+                raise DemiluneError(
+                    f"{name} = {epoch} with {epochs} epochs: it would never begin; lower it, or train longer"
+                )
 
 
 Value = TypeVar("Value")

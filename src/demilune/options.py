@@ -62,7 +62,7 @@ def whole(text: str) -> int:
 
 def place(text: str) -> str:
     """Return the name of a file or folder, which an unset variable of the shell would leave empty."""
-    if not text.strip():
+    if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError("the name is empty")
     return text
 

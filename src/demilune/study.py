@@ -83,3 +83,13 @@ def check_study(folder: Path, runs: Mapping[str, Experiment]) -> None:
                     f"{folder / name} holds another experiment: {changed}; give the study's own settings, or another "
                     "folder"
                 )
+
+
+def finished(folder: Path, runs: Mapping[str, Experiment], steps: int) -> list[str]:
+    """Return the names of the other runs in a study's folder that came to their end, of so many steps."""
+    found = []
+    for there in sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in runs):
+        run = RunFolder(there)
+        lines = run.read_metrics() if run.experiment.exists() else []
+        found += [there.name] if lines and lines[-1]["step"] == steps else []
+    return found

@@ -58,6 +58,11 @@ def step(
         raise DemiluneError(
             f"parts = {parts} with a weight move: its offset is the whole batch's; use parts 1, or no move"
         )
+    if not len(batch.x) or batch.y.dtype != torch.int64 or batch.y.shape != batch.x.shape[:1] or batch.classes < 2:
+        raise DemiluneError(
+            f"a step was given {len(batch.x)} images, labels {batch.y.dtype} {list(batch.y.shape)} and {batch.classes} "
+            "classes: it needs 1 image or more, an int64 label each, and 2 classes or more"
+        )
     optimizer.zero_grad(set_to_none=True)
     notes: dict[str, Note] = {}
     portions = zip(batch.x.chunk(parts), batch.y.chunk(parts), batch.ids.chunk(parts), strict=True)
@@ -147,9 +152,23 @@ def fit(
     Raises DemiluneError when the folder holds another experiment, a run and ``resume`` is False, or data differ; when
     another process is training in it; and when memory does not suffice.
     """
+    check_lengths(experiment, dataset)
     device = experiment.runtime.start()
     with alone(folder.path), enough_memory():
         return _fit(experiment, dataset.to(device), folder, resume, watch, stopping, device)
+
+
+def check_lengths(experiment: Experiment, dataset: Dataset) -> None:
+    """Refuse a move or method that would never begin, and batches for which there are too few training images."""
+    training = experiment.training
+    steps, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
+    experiment.check_starts(math.ceil(steps / per_epoch))
+    labelled = training.batch - int(dataset.extra_share * training.batch)
+    if dataset.extra is not None and labelled > len(dataset.train):
+        raise DemiluneError(
+            f"training.batch = {training.batch}: {labelled} of each batch are training images, and there are "
+            f"{len(dataset.train)}; give a smaller batch"
+        )
 
 
 def _fit(
@@ -163,11 +182,11 @@ def _fit(
 ) -> bool:
     runtime, training, ball = experiment.runtime, experiment.training, experiment.ball
     about = describe(experiment, dataset)
+    steps, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
+    labelled = training.batch - int(dataset.extra_share * training.batch)
     earlier = claim(folder, experiment, about, resume)
 
     root = Stream.of(experiment.seed, device=device)
-    steps, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
-    labelled = training.batch - int(dataset.extra_share * training.batch)
     watched = watched_images(dataset, training.monitor)
     state = start(experiment, dataset, root, device)
     done, best, tally, top = 0, -1.0, dict[str, Note](), 0.0
@@ -547,7 +566,7 @@ def estimate(experiment: Experiment, dataset: Dataset, state: State, root: Strea
     total = seconds * left
     judged = [dataset.validation, *watched_images(dataset, training.monitor).values()]
     sample = max(judged, key=len)
-    sample = sample.take(index[index < len(sample)])
+    sample = sample.take(torch.arange(min(training.batch, len(sample)), device=index.device))
     if len(sample):
         begun = time.perf_counter()
         validate(experiment, model, sample, root)

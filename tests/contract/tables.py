@@ -49,6 +49,6 @@ VARIANTS: dict[str, Method] = METHOD_TABLE | {
     "lrat, global and local": LRAT(ATTACK, across=-1.0),
     "rat with hard labels": RAT(ATTACK, mass_high=1.0, mass_low=1.0),
     "rat in many passes": RAT(ATTACK, samples=3, passes="many"),
-    "taylor with symmetric second order": TaylorCode(KL_ATTACK, second_sym=True, noise_names="conv", noise=0.01),
+    "taylor with symmetric second order": TaylorCode(KL_ATTACK, second_sym=True, noise=0.01),
 }
 MOVE_TABLE: dict[str, WeightMove] = {"none": NoMove(), "awp": AWP(), "rwp": RWP(steps=3), "gaussian": Gaussian()}

@@ -57,15 +57,6 @@ def made(method: Method, model: nn.Module, batch: Batch, ball: Ball = BALL) -> E
         return method.examples(model, batch, ball, stream(batch))
 
 
-def in_mode(method: Method, bn: str) -> Method:
-    """Return the method with its attack's batch norm as named."""
-    return (
-        replace(method, rat=replace(method.rat, bn=bn), bn=bn)
-        if isinstance(method, LRATRAT)
-        else replace(method, bn=bn)
-    )
-
-
 def gradients(method: Method, batch: Batch, ball: Ball, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Return the gradients of one step that is not taken."""
     model = tiny(dtype=dtype)
@@ -208,7 +199,7 @@ def test_batch_norm_moves_in_the_attack_only_where_the_method_says_so(method: Me
     counter = dict(model.named_buffers())["net.features.1.num_batches_tracked"]
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     start = int(counter)
-    found = made(in_mode(method, bn), model, batch)
+    found = made(replace(method, bn=bn), model, batch)
     attacked = not isinstance(method, Standard)
     same = all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
     assert same == (bn != "train" or not attacked)
@@ -216,7 +207,7 @@ def test_batch_norm_moves_in_the_attack_only_where_the_method_says_so(method: Me
     passes = 4 if isinstance(method, ADT) else ATTACK.steps + (getattr(method, "attack", None) == KL_ATTACK)
     assert int(counter) - start == (passes if attacked and bn == "train" else 0)
     if attacked:
-        running = made(in_mode(method, "eval"), tiny(), batch)
+        running = made(replace(method, bn="eval"), tiny(), batch)
         assert torch.equal(found.points, running.points) == (bn == "eval")
 
 

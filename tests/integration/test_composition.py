@@ -14,7 +14,7 @@ from conftest import refused
 from contract.tables import METHOD_TABLE, MOVE_TABLE
 from demilune.__main__ import main
 from demilune.attacks import PGD
-from demilune.checkpoint import load_run
+from demilune.checkpoint import load_run, save
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.data import Dataset, Digits, Extra
@@ -22,9 +22,20 @@ from demilune.data.extra import FIRST_ID
 from demilune.errors import DemiluneError
 from demilune.evaluate.assess import rebuild
 from demilune.experiment import Experiment, Training, build, plain
-from demilune.methods import ADT, SAT, TRADES, Method, Standard, TaylorCode
+from demilune.methods import (
+    ADT,
+    GAIRAT,
+    LRATRAT,
+    LRATTRADES,
+    SAT,
+    TRADES,
+    Method,
+    Standard,
+    TaylorCode,
+    TaylorExact,
+)
 from demilune.models import Small
-from demilune.moves import AWP, RWP, WeightMove
+from demilune.moves import AWP, RWP, Gaussian, WeightMove
 from demilune.runs import RunFolder, read_json
 from demilune.runtime import Runtime
 from demilune.schedules import EMA, NoAverage
@@ -120,6 +131,13 @@ def test_compositions_train_from_the_command_line(
         (["--method", "rst"], ["unknown method 'rst'", "--data.extra.file"]),
         (["--method", "rwp"], ["--move rwp"]),
         (["--method", "gairat", "--method.share", "2"], ["share = 2"]),
+        (["--method", "gairat", "--method.shift", "nan"], ["shift = nan", "from -1000 to 1000"]),
+        (["--method", "lrat", "--method.local.shift", "inf"], ["local.shift = inf"]),
+        (["--method", "lrat", "--method.across", "nan"], ["across = nan"]),
+        (["--method", "lrat", "--method.local.mass", "1e300"], ["local.mass = 1e+300", "at most 1e6"]),
+        (["--method", "taylor_code", "--method.noise", "1e300"], ["noise = 1e+300", "from 0 to 1"]),
+        (["--training.steps", "2", "--method", "lrat", "--method.begin", "99"], ["method.begin of lrat = 99"]),
+        (["--training.steps", "2", "--move", "gaussian", "--move.warmup", "9"], ["move.warmup of gaussian = 9"]),
         (["--data.extra.file", "nowhere.npz"], ["nowhere.npz", "RST", "--data.extra.file"]),
         (["--data.extra.share", "1"], ["extra.share = 1"]),
         (["--data.extra.file", "x.npz", "--data.extra.share", "0.001"], ["data.extra.share = 0.001", "no image"]),
@@ -192,6 +210,12 @@ def test_other_extra_images_are_other_data(tmp_path: Path) -> None:
 SENSELESS = {
     "adt in l2": lambda: replace(RUN, method=ADT(), ball=Ball("l2", 1.0)),
     "taylor in parts": lambda: replace(RUN, method=TaylorCode(), training=replace(RUN.training, parts=2)),
+    "a shift that is a word": lambda: GAIRAT(shift="x"),
+    "an attack that is none": lambda: LRATTRADES(attack="x"),
+    "no group": lambda: LRATRAT(local=None),
+    "a size that is a word": lambda: Gaussian(sigma="x"),
+    "a number no float holds": lambda: Gaussian(sigma=10**400),
+    "a weight that is a word": lambda: TaylorExact(first="x"),
     "a move in parts": lambda: replace(RUN, move=AWP(), training=replace(RUN.training, parts=2)),
 }
 
@@ -231,6 +255,18 @@ def test_a_trained_network_labels_images_to_train_on(tmp_path: Path, capsys: pyt
     argv = ["label", str(run), "--images", str(images), "--out", str(tmp_path / "new.npz")]
     refused(argv, capsys, "digits needs uint8 [N, 8, 8, 1]")
     refused(["label", str(run), "--out", "x.npz"], capsys, "--images is missing")
+    argv = ["label", str(run), "--images", str(images), "--out", "/proc/none/x.npz"]
+    refused(argv, capsys, "/proc/none/x.npz cannot be written")  # before the work, not after it
+    (tmp_path / "link.npz").symlink_to("nowhere")
+    refused([*argv[:-1], str(tmp_path / "link.npz")], capsys, "is there already")
+    refused([*argv[:-1], "x.npz", "--runtime.device", "cuda:99"], capsys, "cuda")
+    broken = load_run(run / "best.safetensors")
+    huge = {name: tensor * 1e38 if tensor.dim() > 1 else tensor for name, tensor in broken.tensors.items()}
+    save(tmp_path / "huge.safetensors", replace(broken, tensors=huge))
+    np.savez(images, image=dataset.test.images.numpy())
+    argv = ["label", str(tmp_path / "huge.safetensors"), "--images", str(images), "--out", str(tmp_path / "new.npz")]
+    refused(argv, capsys, "logits that are no numbers")
+    assert not (tmp_path / "new.npz").exists()
     refused(["label", str(run), "--images", str(tmp_path / "no.npz"), "--out", "x.npz"], capsys, "is missing")
 
 
@@ -261,3 +297,17 @@ def test_a_run_logs_what_rwp_selects(digits: Dataset, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "none")
     assert fit(replace(RUN, move=RWP(c_min=1e-9, steps=2)), digits, folder)
     assert folder.read_metrics()[-1]["notes"]["selected"] == 0.0
+
+
+def test_a_batch_needs_its_training_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["train", "digits-trades", "--data.extra.file", str(pseudo(tmp_path)), "--training.batch", "5000"]
+    refused([*argv, "--out", str(tmp_path / "x")], capsys, "training.batch = 5000", "give a smaller batch")
+    assert not (tmp_path / "x" / "experiment.json").exists()
+
+
+def test_names_with_brackets_are_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "[lr=0.1]"
+    assert main(["train", "digits-sat", "--name", "[/x]", *TINY, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "[/x]: digits" in printed
+    assert f"demilune evaluate {out}" in printed

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demilune.core.geometry import Ball, Norm, per_image
@@ -18,7 +18,9 @@ from demilune.core.losses import cross_entropy, margin, others, targeted_margin
 from demilune.core.random import Stream
 from demilune.core.regions import segment, triangle
 from demilune.core.targets import distance_aware, entropy, one_hot, smooth
+from demilune.core.weights import convolutions, penultimate
 from demilune.errors import DemiluneError
+from demilune.methods.gairat import balanced
 
 WORD = (1 << 64) - 1
 DRAWS: dict[str, Callable[[Stream, Sequence[int]], Tensor]] = {
@@ -430,3 +432,45 @@ def test_triangles_are_exact_at_their_corners() -> None:
     assert torch.equal(triangle(x, first, end, zero, one), end.expand(shape))
     assert torch.equal(triangle(x, x, x, some, 2 * some), x.expand(shape))
     assert torch.allclose(triangle(x, first, end, zero, 2 * one), (x + 2 * (end - x)).expand(shape), atol=1e-6)
+
+
+class Backwards(nn.Module):
+    """A network whose layers are registered in another order than they run in."""
+
+    def __init__(self, end: nn.Module) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(5, 3), nn.Linear(64, 5)
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.head(self.body(x.flatten(1))))
+
+
+def test_what_the_last_linear_layer_is_given_is_found_by_running() -> None:
+    model, x = Backwards(nn.Identity()), torch.rand(2, 1, 8, 8)
+    with penultimate(model) as features:
+        model(x)
+        model(2 * x)
+    assert len(features) == 2
+    assert torch.equal(features[1], model.body((2 * x).flatten(1)))
+    assert not model._forward_hooks
+    assert not model.head._forward_hooks
+    narrow = Backwards(nn.Flatten())
+    narrow.forward = lambda x: narrow.head(narrow.body(x.flatten(1)))[:, :2]
+    with pytest.raises(DemiluneError, match="linear layer"), penultimate(narrow):
+        narrow(x)
+    flat = nn.Flatten()
+    with pytest.raises(DemiluneError, match="linear layer"), penultimate(flat):
+        flat(x)
+
+
+def test_a_shared_convolution_is_moved_once() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, bias=False), nn.Conv2d(1, 1, 3, bias=False))
+    model[1].weight = model[0].weight
+    assert convolutions(model).keys() == {"0.weight"}
+
+
+def test_gairats_weights_do_not_underflow() -> None:
+    weight = balanced(torch.tensor([10, 10, 9]), 10, -300.0, torch.float32)
+    assert weight.isfinite().all()
+    assert float(weight.mean()) == pytest.approx(1.0)

@@ -21,9 +21,10 @@ def movable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if "weight" in name and p.dim() >= 2}
 
 
-def convolutions(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of all convolutions, by name."""
-    return {f"{name}.weight": m.weight for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
+def convolutions(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights of all convolutions, by name; one that several share stands once."""
+    theirs = {id(m.weight) for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in theirs}
 
 
 def gaussian(weights: Mapping[str, Tensor], sigma: float, rng: Stream) -> dict[str, Tensor]:
@@ -34,19 +35,31 @@ def gaussian(weights: Mapping[str, Tensor], sigma: float, rng: Stream) -> dict[s
 
 @contextmanager
 def penultimate(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what the last linear layer is given by each forward pass inside, [N,D] each.
+    """Collect, of each forward pass inside, what the last linear layer was given, [N,D].
 
-    Raises DemiluneError for a network without a linear layer.
+    Raises DemiluneError where it is not such a layer that gives the logits [N,K].
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise DemiluneError("the network has no linear layer, whose inputs this method reads: use another")
     seen: list[Tensor] = []
-    hook = layers[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def ended(module: nn.Module, given: object, logits: Tensor) -> None:
+        features, out = calls[-1] if calls else (logits, None)
+        calls.clear()
+        if out is None or features.dim() != 2 or out.shape != logits.shape:
+            raise DemiluneError(
+                "the network's logits do not come from a linear layer of features [N,D], which this method reads: use "
+                "another method, or end the network in one"
+            )
+        seen.append(features)
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_hook(lambda _, given, out: calls.append((given[0], out))) for layer in layers]
+    hooks.append(model.register_forward_hook(ended))
     try:
         yield seen
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

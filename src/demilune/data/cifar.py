@@ -20,7 +20,7 @@ from demilune.data.extra import Extra
 from demilune.data.pickles import unpickle
 from demilune.data.published import File, assembled, check_fields, data_root, locate, mirror, opened, told
 from demilune.data.split import Bytes, Dataset, Indices
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 
 _BASE = "https://www.cs.toronto.edu/~kriz"
 
@@ -170,6 +170,7 @@ class CIFAR10(Data):
     extra: Extra = Extra()
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_fields(self, "cifar10", 50_000, 32)
 
     def load(self) -> Dataset:
@@ -200,6 +201,7 @@ class CIFAR100(Data):
     extra: Extra = Extra()
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_fields(self, "cifar100", 50_000, 32)
 
     def load(self) -> Dataset:
@@ -236,7 +238,7 @@ def obtain(upstream: Upstream, data: CIFAR10 | CIFAR100, url: str, progress: Pro
 
 def survey(upstream: Upstream, data: CIFAR10 | CIFAR100) -> str:
     """Do what :func:`status` says, for any upstream."""
-    return told(upstream.name, lambda: read(upstream, replace(data, unverified=True)))
+    return told(upstream.name, data.root, lambda: read(upstream, replace(data, unverified=True)))
 
 
 def read(upstream: Upstream, data: CIFAR10 | CIFAR100) -> Dataset:

@@ -10,7 +10,7 @@ import numpy as np
 from demilune.data.base import Data
 from demilune.data.extra import Extra
 from demilune.data.split import Dataset, Split, fingerprint, spread, statistics
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 
 
 @final
@@ -34,6 +34,7 @@ class Digits(Data):
     extra: Extra = Extra()
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.validation < 0 or self.test < 1 or self.validation + self.test > 1600:
             raise DemiluneError(
                 f"digits: validation = {self.validation} and test = {self.test} are not possible: validation "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demilune.data.published import data_root
+from demilune.data.published import data_root, expanded, reason
 from demilune.data.split import Bytes, Dataset, Split
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 
 IMAGES = ("image", "images", "data", "x")
 LABELS = ("label", "labels", "targets", "extrapolated_targets", "y")
@@ -39,9 +40,10 @@ class Extra:
     share: float = 0.5
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0.0 < self.share < 1.0:
             raise DemiluneError(
-                f"extra.share = {self.share:g} is not possible: it is the share of a batch that is extra images, above "
+                f"extra.share = {self.share} is not possible: it is the share of a batch that is extra images, above "
                 "0 and below 1; to train without them leave --data.extra.file empty"
             )
 
@@ -62,7 +64,7 @@ class Extra:
         return Split(_upright(images, dataset), torch.from_numpy(labels.astype(np.int64)), ids)
 
     def _found(self) -> Path:
-        given = Path(self.file).expanduser()
+        given = expanded(self.file)
         path = next((each for each in (given, data_root() / given) if each.is_file()), None)
         if path is None:
             where = f"neither here nor in {data_root()}" if not given.is_absolute() else "there is no such file"
@@ -92,15 +94,14 @@ def unlabelled(path: Path, dataset: Dataset) -> tuple[Bytes, Split]:
 def _arrays(path: Path, *wanted: tuple[Sequence[str], str]) -> list[Any]:
     """Return arrays of an .npz, each under the first of its keys that is there."""
     try:
-        with path.open("rb") as file:  # NumPy leaves a damaged file open that it opened itself
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):  # NumPy would leave a damaged file open
             held = np.load(file, allow_pickle=False)
             return [_entry(held, keys, what) for keys, what in wanted]
     except DemiluneError as error:
         raise DemiluneError(f"extra images: {path} {error}; name another with --data.extra.file FILE") from None
     except Exception as error:  # a zip file of arrays that is damaged fails in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise DemiluneError(
-            f"extra images: {path} cannot be read as an .npz of arrays ({reason}): put the right file there, or "
+            f"extra images: {path} cannot be read as an .npz of arrays ({reason(error)}): put the right file there, or "
             "name another with --data.extra.file FILE"
         ) from error
 
@@ -118,7 +119,10 @@ def _entry(held: Any, keys: Sequence[str], what: str) -> Any:
     if key is None:
         there = ", ".join(held.files[:8]) or "nothing"
         raise DemiluneError(f"has no {what}: it holds {there}, and they are looked for under {', '.join(keys)}")
-    return held[key]
+    found = held[key]
+    if not isinstance(found, np.ndarray):  # NumPy hands out what is no .npy as bytes
+        raise DemiluneError(f"holds no array under {key}")
+    return found
 
 
 def _shape_trouble(images: Any, dataset: Dataset) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -11,8 +10,9 @@ import numpy as np
 from demilune.data.base import Data
 from demilune.data.extra import Extra
 from demilune.data.pictures import Decoder, folders, read_classes
+from demilune.data.published import expanded
 from demilune.data.split import Dataset, Split, fingerprint, spread, statistics
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 
 
 @final
@@ -44,15 +44,16 @@ class Folder(Data):
     extra: Extra = Extra()
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 4 <= self.size <= 1024:
             raise DemiluneError(f"folder: size = {self.size} is not possible: it is from 4 to 1024 pixels")
         if not 0 <= self.pad <= self.size // 2:
             raise DemiluneError(
                 f"folder: pad = {self.pad} is not possible: it is from 0 to {self.size // 2}, half an image"
             )
-        if not (self.validation >= 0 and self.test > 0 and self.validation + self.test < 1):
+        if not (0 <= self.validation < 1 and 0 < self.test < 1 and self.validation + self.test < 1):
             raise DemiluneError(
-                f"folder: validation = {self.validation:g} and test = {self.test:g} are not possible: they "
+                f"folder: validation = {self.validation} and test = {self.test} are not possible: they "
                 "are shares (0.1 is a tenth), test above 0, and together below 1"
             )
 
@@ -60,7 +61,7 @@ class Folder(Data):
         """Read and resize every image; many are kept for the next time in $DEMILUNE_CACHE, else in ~/.cache."""
         if not self.root:
             raise DemiluneError("folder: no root was given: name the folder of your images, --data.root DIR")
-        root = Path(self.root).expanduser()
+        root = expanded(self.root)
         if not root.is_dir():
             raise DemiluneError(f"folder: {root} is no folder: give the one that holds your images, --data.root DIR")
         names = [path.name for path in folders(root)]

@@ -15,7 +15,7 @@ from demilune.data.extra import Extra
 from demilune.data.pictures import Decoder, folders, is_image, read_classes
 from demilune.data.published import check_counts, data_root, mirror, nowhere, remedy
 from demilune.data.split import Dataset, Split, fingerprint, spread
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 
 CLASSES: Mapping[str, str] = {
     "n01440764": "tench",
@@ -73,6 +73,7 @@ class ImageNette(Data):
     extra: Extra = Extra()
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 8 <= self.size <= 512:
             raise DemiluneError(f"imagenette: size = {self.size} is not possible: it is from 8 to 512 pixels")
         if not 4 <= self.crop <= self.size:
@@ -125,6 +126,7 @@ def download(data: ImageNette, url: str = "", progress: Progress | None = None) 
 
 def status(data: ImageNette) -> str:
     """Say in one line whether the images are there, and how many."""
+    data_root(data.root)  # a folder that cannot be is refused, not reported
     try:
         folder = _find(data)
     except DemiluneError as error:

@@ -27,7 +27,7 @@ from demilune.data.published import (
     told,
 )
 from demilune.data.split import Bytes, Dataset
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 
 # MD5s of the packed files: torchvision's datasets/mnist.py, whose mirror this is. The fingerprints are of files that
 # equal the authors' unpacked ones. Mean and deviation are recomputed from them.
@@ -78,6 +78,7 @@ class MNIST(Data):
     extra: Extra = Extra()
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_fields(self, "mnist", UPSTREAM.files[0].images, 28)
 
     def load(self) -> Dataset:
@@ -95,7 +96,7 @@ def download(data: MNIST, url: str = "", progress: Progress | None = None) -> Pa
 
 def status(data: MNIST) -> str:
     """Say in one line whether the files are there and whether they are the published ones."""
-    return told("mnist", replace(data, unverified=True).load)
+    return told("mnist", data.root, replace(data, unverified=True).load)
 
 
 def read(upstream: Loose, data: MNIST) -> Dataset:

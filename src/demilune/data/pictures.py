@@ -5,24 +5,34 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from demilune.data.published import expanded, reason
 from demilune.data.split import Bytes, Indices
 from demilune.errors import DemiluneError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what Pillow logs is printed, beside our refusal
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 VERSION = 1
 """Of how pixels are made: another one makes what was kept invalid."""
 WORTH_KEEPING = 1 << 25
 """Bytes of pixels from which on they are kept: fewer are decoded in about a second."""
+STRIP = 64
+"""How many times as long as wide an image can be: of a longer one no more than its middle is resized."""
 
 
 @final
@@ -59,13 +69,14 @@ class Decoder:
                 else:
                     shorter = min(image.size)
                     if shorter != side:
+                        # The whole of a strip, enlarged until it is wide enough, could fill the memory.
+                        image = _middle(image, *(min(each, STRIP * shorter) for each in image.size))
                         scaled = [max(side, round(each * side / shorter)) for each in image.size]
                         image = image.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC)
-                    left, top = ((each - side) // 2 for each in image.size)
-                    image = image.crop((left, top, left + side, top + side))
+                    image = _middle(image, side, side)
         except Exception as error:  # Pillow's decoders fail with any kind of exception on a broken file
             raise DemiluneError(
-                f"{self.source}: {path} cannot be read as an image ({error}): replace it, or take it away"
+                f"{self.source}: {path} cannot be read as an image ({reason(error)}): replace it, or take it away"
             ) from error
         pixels = np.asarray(image, dtype=np.uint8)
         return pixels[None] if self.grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))
@@ -77,7 +88,12 @@ class Decoder:
         images = None if kept is None else _recalled(kept, shape)
         if images is None:
             images = np.empty(shape, np.uint8)
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside Python's lock
+            # Pillow decodes outside Python's lock. It warns of what it can read all the same; which warnings are heard
+            # is a matter of the whole process, and so it is said here and not in the threads.
+            with (
+                warnings.catch_warnings(action="ignore"),
+                ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+            ):
                 for number, pixels in enumerate(pool.map(self.read, paths)):
                     images[number] = pixels
             if kept is not None:
@@ -90,8 +106,8 @@ class Decoder:
 
         try:
             facts = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-            folder = Path(os.environ.get("DEMILUNE_CACHE", "") or "~/.cache/demilune/decoded").expanduser()
-        except (OSError, RuntimeError):  # a file has just gone, or nobody is at home
+            folder = expanded(os.environ.get("DEMILUNE_CACHE", "") or "~/.cache/demilune/decoded")
+        except (OSError, DemiluneError):  # a file has just gone, or nobody is at home
             return None
         told = json.dumps([VERSION, pillow, asdict(self), facts]).encode()
         return folder / f"{hashlib.sha256(told).hexdigest()}.npz"
@@ -100,11 +116,20 @@ class Decoder:
 def _recalled(path: Path, shape: tuple[int, ...]) -> Bytes | None:
     """Return what was kept, or None where there is nothing, or nothing that can be trusted."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            path.open("rb") as file,
+            np.load(file, allow_pickle=False) as held,
+        ):
             images: Bytes = held["images"]  # the zip file's checksum finds a wrong bit
+            return images if images.dtype == np.uint8 and images.shape == shape else None
     except Exception:  # a damaged zip file can fail in any way, and then it is made anew
         return None
-    return images if images.dtype == np.uint8 and images.shape == shape else None
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _keep(path: Path, images: Bytes) -> None:
@@ -142,6 +167,11 @@ def read_classes(decoder: Decoder, folder: Path, classes: Sequence[str]) -> tupl
     for label, name in enumerate(classes):
         if not (folder / name).exists():
             continue
+        if not (folder / name).is_dir():
+            raise DemiluneError(
+                f"{decoder.source}: {folder / name} is a file, where the folder of the class {name} was expected: "
+                "take it away"
+            )
         found = sorted(path for path in (folder / name).iterdir() if is_image(path))
         if not found:
             raise DemiluneError(f"{decoder.source}: {folder / name} holds no images ({', '.join(sorted(SUFFIXES))})")

@@ -109,9 +109,24 @@ class Supply:
     status: Callable[[Any], str]
 
 
+def expanded(given: str) -> Path:
+    """Return a path that the user gave, its ~ replaced; refuse one that begins in a home that cannot be found."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        raise DemiluneError(
+            f"{given}: the home folder {Path(given).parts[0]} is not known: give a whole path, here or in $DEMILUNE_DATA"
+        ) from error
+
+
 def data_root(given: str = "") -> Path:
     """Return the folder of all data: the given one, else $DEMILUNE_DATA, else ~/.cache/demilune."""
-    return Path(given or os.environ.get("DEMILUNE_DATA", "") or "~/.cache/demilune").expanduser()
+    return expanded(given or os.environ.get("DEMILUNE_DATA", "") or "~/.cache/demilune")
+
+
+def reason(error: Exception) -> str:
+    """Return in one line what an exception of foreign code says."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def mirror(url: str, base: str) -> str:
@@ -183,19 +198,28 @@ def nowhere(name: str, root: Path, parts: Sequence[Path], absent: str) -> Demilu
 
 
 def opened(
-    name: str, root: Path, path: Path, digest: str, decode: Callable[[bytes], Decoded], spoiled: Path
+    name: str,
+    root: Path,
+    path: Path,
+    digest: str,
+    decode: Callable[[bytes], Decoded],
+    spoiled: Path,
+    strict: bool = False,
 ) -> tuple[Decoded, str]:
     """Return what ``decode`` makes of a file, and why the file is not the published one, or nothing.
 
     ``decode`` raises :class:`DemiluneError` for what is wrong with it; then ``spoiled`` is what is to be deleted.
-    An empty ``digest`` raises no doubt.
+    An empty ``digest`` raises no doubt. ``strict`` refuses a file in doubt before ``decode`` sees it.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DemiluneError(f"{name}: cannot read {path}: {error.strerror}") from error
+    doubt = _doubt(path, content, digest) if digest else ""
+    if doubt and strict:
+        raise unofficial(name, root, path.parent, doubt)
     try:
-        return decode(content), _doubt(path, content, digest) if digest else ""
+        return decode(content), doubt
     except DemiluneError as error:
         raise DemiluneError(
             f"{name}: {path} cannot be used: {error}; delete {spoiled} and run {remedy(name, root)}"
@@ -206,6 +230,14 @@ def _doubt(path: Path, content: bytes, digest: str) -> str:
     kind = "md5" if len(digest) == 32 else "sha1"
     found = hashlib.new(kind, content, usedforsecurity=False).hexdigest()
     return "" if found == digest else f"{path} has the {kind} {found}, the published file {digest}"
+
+
+def unofficial(name: str, root: Path, at: Path, doubt: str) -> DemiluneError:
+    """Return the refusal of files in the folder ``at`` that are not the published ones."""
+    return DemiluneError(
+        f"{name}: not the official files: {doubt}; use them all the same with --data.unverified true (results will "
+        f"say so), or move {'them' if at == root else at} away and run {remedy(name, root)}"
+    )
 
 
 def assembled(
@@ -224,12 +256,7 @@ def assembled(
         other = next(each for each in sha256 if sha256[each] != known.sha256.get(each))
         doubts = [f"{other} have the sha256 {sha256[other]}, the published ones {known.sha256.get(other)}"]
     if not (official or data.unverified):
-        root = data_root(data.root)
-        raise DemiluneError(
-            f"{known.name}: not the official files: {(doubts or [''])[0]}; use them all the same with "
-            f"--data.unverified true (results will say so), or move {'them' if at == root else at} away and run "
-            f"{remedy(known.name, root)}"
-        )
+        raise unofficial(known.name, data_root(data.root), at, (doubts or [""])[0])
     source = str(at)
     if doubts:
         source += " (repacked; images and labels are the published ones)" if official else f" ({doubts[0]})"
@@ -251,8 +278,9 @@ def assembled(
     )
 
 
-def told(name: str, load: Callable[[], Dataset]) -> str:
-    """Say in one line whether the files that ``load`` reads, verified or not, are there and the published ones."""
+def told(name: str, root: str, load: Callable[[], Dataset]) -> str:
+    """Say in one line whether the files that ``load`` reads, or refuses, are there and the published ones."""
+    data_root(root)  # a folder that cannot be is refused, not reported
     try:
         found = load()
     except DemiluneError as error:

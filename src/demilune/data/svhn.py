@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +24,11 @@ from demilune.data.published import (
     find_loose,
     obtain_loose,
     opened,
+    reason,
     told,
 )
 from demilune.data.split import Bytes, Dataset, Indices
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 
 # MD5s: torchvision's datasets/svhn.py. Mean and deviation are those that RWP's code normalises with (rwp.md 7).
 UPSTREAM = Loose(
@@ -40,6 +43,17 @@ UPSTREAM = Loose(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
 )
+
+# SciPy's reader can crash on a damaged file, and then it takes this program with it.
+PROGRAM = """
+import io, sys, numpy
+from scipy.io import loadmat
+held = loadmat(io.BytesIO(sys.stdin.buffer.read()), variable_names=("X", "y"))
+arrays = {name: held[name] for name in ("X", "y") if isinstance(held.get(name), numpy.ndarray)}
+numpy.savez(out := io.BytesIO(), **{name: array for name, array in arrays.items() if not array.dtype.hasobject})
+sys.stdout.buffer.write(out.getbuffer())
+"""
+"""Turns a .mat file into an .npz of its arrays, in a process of its own."""
 
 
 @final
@@ -68,6 +82,7 @@ class SVHN(Data):
     extra: Extra = Extra()
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_fields(self, "svhn", UPSTREAM.files[0].images, 32)
 
     def load(self) -> Dataset:
@@ -85,7 +100,7 @@ def download(data: SVHN, url: str = "", progress: Progress | None = None) -> Pat
 
 def status(data: SVHN) -> str:
     """Say in one line whether the files are there and whether they are the published ones."""
-    return told("svhn", replace(data, unverified=True).load)
+    return told("svhn", data.root, replace(data, unverified=False).load)  # others are not read: see PROGRAM
 
 
 def read(upstream: Loose, data: SVHN) -> Dataset:
@@ -95,25 +110,25 @@ def read(upstream: Loose, data: SVHN) -> Dataset:
     parts, doubts = [], []
     for file in upstream.files:
         path = folder / file.name
-        part, doubt = opened(upstream.name, root, path, file.digest, partial(_decode, count=file.images), path)
+        decode = partial(_decode, count=file.images, apart=data.unverified)
+        part, doubt = opened(upstream.name, root, path, file.digest, decode, path, strict=not data.unverified)
         parts.append(part)
         doubts += [doubt] if doubt else []
     return assembled(upstream, data, parts[0], parts[1], doubts, folder)
 
 
-def _decode(content: bytes, count: int) -> tuple[Bytes, Indices]:
-    """Return images uint8 [count,3,32,32] and labels int64 [count] of a .mat file: its 10 is the digit 0."""
-    from scipy.io import loadmat
+def _decode(content: bytes, count: int, apart: bool) -> tuple[Bytes, Indices]:
+    """Return images uint8 [count,3,32,32] and labels int64 [count] of a .mat file: its 10 is the digit 0.
 
-    try:
+    ``apart`` reads it in another process, for a file that nobody vouches for.
+    """
+    held: Any
+    if apart:
+        held = _apart(content)
+    else:
+        from scipy.io import loadmat
+
         held = loadmat(io.BytesIO(content), variable_names=("X", "y"))
-    except NotImplementedError as error:  # how SciPy says that it is an HDF5 file
-        raise DemiluneError(
-            "it was saved by MATLAB as version 7.3, and the published files are of version 5"
-        ) from error
-    except Exception as error:  # a damaged .mat file fails in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DemiluneError(f"it is damaged, cut off or no .mat file ({reason})") from error
     pixels, labels = _array(held, "X"), _array(held, "y")
     if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, count):
         raise DemiluneError(
@@ -126,6 +141,22 @@ def _decode(content: bytes, count: int) -> tuple[Bytes, Indices]:
         raise DemiluneError(f"it has the label {strange[0]}, and labels are from 1 to 10, which is the digit 0")
     images = np.ascontiguousarray(pixels.transpose(3, 2, 0, 1))
     return images, labels.reshape(-1).astype(np.int64) % 10
+
+
+def _apart(content: bytes) -> dict[str, Any]:
+    """Return the arrays X and y of a .mat file, those that are there; any end of their reader is a refusal."""
+    try:
+        done = subprocess.run([sys.executable, "-P", "-c", PROGRAM], input=content, capture_output=True)
+        if done.returncode == 0:
+            with np.load(io.BytesIO(done.stdout), allow_pickle=False) as held:
+                return dict(held)
+    except Exception as error:  # there is no memory for another process, or for what it read
+        raise DemiluneError(f"it cannot be read ({reason(error)})") from error
+    lines = done.stderr.decode(errors="replace").splitlines()
+    last = lines[-1] if done.returncode == 1 and lines else f"its reader ended with the code {done.returncode}"
+    if last.startswith("NotImplementedError"):  # how SciPy says that it is an HDF5 file
+        raise DemiluneError("it was saved by MATLAB as version 7.3, and the published files are of version 5")
+    raise DemiluneError(f"it is damaged, cut off or no .mat file ({last})")
 
 
 def _array(held: Any, name: str) -> Any:

@@ -13,7 +13,7 @@ from demilune.attacks import BatchNormMode
 from demilune.core.geometry import Ball, Norm
 from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.methods.base import WHOLE, Batch, Examples, Method, hard
 from demilune.methods.trades import check_weight
 
@@ -49,6 +49,7 @@ class ADT(Method):
     bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_weight("entropy_weight", self.entropy_weight)
         if self.steps < 0 or self.draws < 1 or not 0.0 < self.rate < float("inf"):
             raise DemiluneError(

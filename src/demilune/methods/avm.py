@@ -14,7 +14,7 @@ from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
 from demilune.core.regions import segment
 from demilune.core.targets import entropy, smooth
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.methods.base import Batch, Examples, Method
 from demilune.methods.sat import check_mass
 
@@ -48,6 +48,7 @@ class AVM(Method):
     bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_mass("mass_clean", self.mass_clean)
         check_mass("mass_vertex", self.mass_vertex)
         if self.samples < 1:

@@ -8,12 +8,13 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from demilune.attacks import PGD, BatchNormMode, Iterate
 from demilune.core.geometry import Ball, Norm
 from demilune.core.losses import cross_entropy
 from demilune.core.random import Stream
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.methods.base import WHOLE, Batch, Examples, Method, hard
 
 
@@ -40,8 +41,10 @@ class GAIRAT(Method):
     bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_counted(self.attack)
         check_begin(self.begin)
+        check_shift("shift", self.shift)
         if not 0.0 <= self.share <= 1.0:
             raise DemiluneError(f"share = {self.share:g}: the share of the weighted loss must be from 0 to 1")
 
@@ -79,7 +82,8 @@ def withstood(path: Iterator[Iterate], y: Tensor) -> tuple[Tensor, Tensor]:
 def balanced(kept: Tensor, steps: int, shift: float, dtype: torch.dtype) -> Tensor:
     """Return w [N] for κ = ``kept`` int64 [N]; their mean is 1."""
     geometry = 5.0 * (1.0 - kept.to(dtype) / (steps // 2))
-    weight = torch.sigmoid(2.0 * (shift + geometry))  # (1 + tanh a) / 2, without cancelling to 0
+    height = F.logsigmoid(2.0 * (shift + geometry))  # of (1 + tanh a) / 2, which would underflow
+    weight = torch.exp(height - height.max())
     return weight * (len(weight) / weight.sum())
 
 
@@ -87,6 +91,12 @@ def check_counted(attack: PGD) -> None:
     """Refuse an attack with too few steps to count."""
     if attack.steps < 2:
         raise DemiluneError(f"attack.steps = {attack.steps}: GAIRAT counts steps withstood and needs 2 or more")
+
+
+def check_shift(name: str, shift: float) -> None:
+    """Refuse a shift that is no number."""
+    if not -1e3 <= shift <= 1e3:
+        raise DemiluneError(f"{name} = {shift:g}: it must be a number from -1000 to 1000")
 
 
 def check_begin(begin: int) -> None:

@@ -12,6 +12,7 @@ from demilune.attacks import BatchNormMode
 from demilune.core.losses import margin, widened
 from demilune.errors import DemiluneError, check_types
 from demilune.methods.base import Examples
+from demilune.methods.gairat import check_shift
 from demilune.methods.trades import check_weight
 
 
@@ -47,6 +48,7 @@ class Local:
         check_weight("local.mass", self.mass)
         check_weight("local.floor", self.floor)
         check_weight("local.slope", self.slope)
+        check_shift("local.shift", self.shift)
 
     def frailty(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return V [N] of variants from their logits [N,K]."""

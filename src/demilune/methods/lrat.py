@@ -19,7 +19,7 @@ from demilune.core.losses import cross_entropy, kl
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError, check_types
 from demilune.methods.base import WHOLE, Batch, Examples, Method, hard
-from demilune.methods.gairat import balanced, check_begin, check_counted, withstood
+from demilune.methods.gairat import balanced, check_begin, check_counted, check_shift, withstood
 from demilune.methods.local import Local, check_measured
 from demilune.methods.rat import RAT
 from demilune.methods.trades import check_weight
@@ -55,6 +55,7 @@ class LRAT(Method):
         check_measured(self.local, self.bn)
         if self.across is not None:
             check_counted(self.attack)
+            check_shift("across", self.across)
 
     def starts(self) -> int:
         """Return the first epoch with groups."""
@@ -114,6 +115,7 @@ class LRATTRADES(Method):
     bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_weight("beta", self.beta)
         check_begin(self.begin)
         check_measured(self.local, self.bn)
@@ -156,6 +158,7 @@ class LRATRAT(Method):
     bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_measured(self.local, self.bn)
         if self.rat.bn != "eval":
             raise DemiluneError(f"rat.bn = {self.rat.bn}: LRAT over RAT has one attack; set bn of the method instead")

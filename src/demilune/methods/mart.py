@@ -12,6 +12,7 @@ from demilune.attacks import PGD, BatchNormMode
 from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy, kl, others, widened
 from demilune.core.random import Stream
+from demilune.errors import check_types
 from demilune.methods.base import Batch, Examples, Method, hard
 from demilune.methods.trades import check_weight
 
@@ -37,6 +38,7 @@ class MART(Method):
     bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_weight("beta", self.beta)
 
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:

@@ -71,7 +71,9 @@ class TaylorCode(Method):
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("beta", "second", "noise"):
+        if not 0.0 <= self.noise <= 1.0:
+            raise DemiluneError(f"noise = {self.noise:g}: the standard deviation of the noise must be from 0 to 1")
+        for name in ("beta", "second"):
             check_weight(name, getattr(self, name))
         if self.wrong_mass is not None:
             check_mass("wrong_mass", self.wrong_mass)
@@ -86,13 +88,12 @@ class TaylorCode(Method):
         """Return x', found on the noisy network; labels are not looked at."""
         noise: dict[str, Tensor] = {}
         if self.noise > 0.0:
-            named = {name: p for name, p in model.named_parameters() if "conv" in name}
-            chosen = convolutions(model) if self.noise_names == "conv2d" else named
-            if not chosen:
-                raise DemiluneError(
-                    f"noise = {self.noise:g} with noise_names {self.noise_names}: the network has no such weights; use "
-                    "noise_names conv2d, or noise 0"
-                )
+            chosen = convolutions(model)
+            if self.noise_names == "conv":
+                named = {name: p for name, p in model.named_parameters() if "conv" in name}
+                if chosen and not named:
+                    raise DemiluneError("noise_names = conv: no weight of the network is named so; use conv2d")
+                chosen = named
             noise = gaussian(chosen, self.noise, rng.sub("taylor"))
         with moved(model, noise):
             return hard(batch, self.attack.perturb(model, batch.x, batch.y, ball, rng))

@@ -13,6 +13,7 @@ from demilune.core.geometry import Ball, Norm
 from demilune.core.losses import cross_entropy, kl, widened
 from demilune.core.random import Stream
 from demilune.core.weights import penultimate
+from demilune.errors import check_types
 from demilune.methods.base import WHOLE, Batch, Examples, Method, hard
 from demilune.methods.trades import check_weight
 
@@ -43,6 +44,7 @@ class TaylorExact(Method):
     bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("beta", "first", "second"):
             check_weight(name, getattr(self, name))
 

@@ -11,7 +11,7 @@ from demilune.attacks import KLPGD, BatchNormMode
 from demilune.core.geometry import Ball
 from demilune.core.losses import cross_entropy, kl
 from demilune.core.random import Stream
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.methods.base import Batch, Examples, Method, hard
 
 
@@ -34,6 +34,7 @@ class TRADES(Method):
     bn: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_weight("beta", self.beta)
 
     def examples(self, model: nn.Module, batch: Batch, ball: Ball, rng: Stream) -> Examples:
@@ -54,6 +55,6 @@ def regularised(model: nn.Module, made: Examples, beta: float) -> Tensor:
 
 
 def check_weight(name: str, value: float) -> None:
-    """Refuse a weight of a loss that is negative or no number."""
-    if not 0.0 <= value < float("inf"):
-        raise DemiluneError(f"{name} = {value:g}: the weight of a loss must be 0 or more")
+    """Refuse a weight of a loss that is negative, no number or out of all measure."""
+    if not 0.0 <= value <= 1e6:
+        raise DemiluneError(f"{name} = {value:g}: the weight of a loss must be 0 or more, at most 1e6")

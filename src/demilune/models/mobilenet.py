@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.models.base import Architecture, conv1x1, conv3x3, pool
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -84,8 +84,9 @@ class MobileNetV2(Architecture):
     width: float = 1.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0.0 < self.width <= 16.0:
-            raise DemiluneError(f"width = {self.width:g}: the factor of the channels must be above 0 and at most 16")
+            raise DemiluneError(f"width = {self.width}: the factor of the channels must be above 0 and at most 16")
 
     def build(self, channels: int, classes: int) -> nn.Module:
         """Return the network."""

@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.models.base import Architecture, conv1x1, conv3x3, pool
 from demilune.models.small import check_width
 
@@ -114,6 +114,7 @@ class ResNet18(Architecture):
     width: int = 64
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_width(self.width)
 
     def build(self, channels: int, classes: int) -> nn.Module:
@@ -134,6 +135,7 @@ class PreActResNet18(Architecture):
     stem: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_width(self.width)
         if self.stem not in (1, 2):
             raise DemiluneError(f"stem = {self.stem}: the stride of the first convolution is 1 or 2")

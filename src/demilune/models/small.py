@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.models.base import Architecture, conv3x3, pool
 
 
@@ -47,6 +47,7 @@ class Small(Architecture):
     width: int = 32
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_width(self.width)
 
     def build(self, channels: int, classes: int) -> nn.Module:

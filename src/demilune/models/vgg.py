@@ -7,6 +7,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from demilune.errors import check_types
 from demilune.models.base import Architecture, pool
 from demilune.models.small import check_width
 
@@ -51,6 +52,7 @@ class VGG16(Architecture):
     width: int = 64
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_width(self.width)
 
     def build(self, channels: int, classes: int) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.models.base import Architecture, conv1x1, conv3x3, pool
 
 
@@ -78,6 +78,7 @@ class WideResNet(Architecture):
     factor: int = 10
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.depth < 10 or (self.depth - 4) % 6 != 0:
             raise DemiluneError(f"depth = {self.depth}: a WideResNet has 6n + 4 layers: 10, 16, 22, 28, 34, 40, …")
         if self.factor < 1:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from demilune.core.random import Stream
 from demilune.core.weights import movable, untracked
+from demilune.errors import check_types
 from demilune.moves.base import NOTHING, Offset, WeightMove, check_move
 
 TINY = 1e-20
@@ -34,6 +35,7 @@ class AWP(WeightMove):
     warmup: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_move(self.gamma, self.warmup)
 
     def starts(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from demilune.core.random import Stream
 from demilune.core.weights import convolutions, gaussian
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.moves.awp import norm
 from demilune.moves.base import NOTHING, Offset, WeightMove, check_warmup
 
@@ -36,6 +36,7 @@ class Gaussian(WeightMove):
     warmup: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_warmup(self.warmup)
         if not 0.0 <= self.sigma <= 1.0:
             raise DemiluneError(f"sigma = {self.sigma:g}: the standard deviation of the noise must be from 0 to 1")

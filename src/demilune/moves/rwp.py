@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from demilune.core.notes import Note, mean
 from demilune.core.random import Stream
 from demilune.core.weights import movable, moved, untracked
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 from demilune.moves.awp import TINY, norm
 from demilune.moves.base import NOTHING, Offset, WeightMove, check_move
 
@@ -48,6 +48,7 @@ class RWP(WeightMove):
     warmup: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_move(self.gamma, self.warmup)
         if self.steps < 1:
             raise DemiluneError(f"steps = {self.steps}: it must be 1 or more")
