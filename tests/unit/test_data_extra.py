@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,19 @@ def _pickled(path: Path) -> None:
     path.write_bytes(pickle.dumps({"data": _images(), "extrapolated_targets": _labels()}))
 
 
+def _raw(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("image", "hello")
+        file.writestr("label", "hello")
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (_cut, "cannot be read as an .npz of arrays"),
         (_flip, "cannot be read as an .npz of arrays"),
         (_pickled, "cannot be read as an .npz of arrays"),
+        (_raw, "holds no array under image"),
         (_array, "is one array and no .npz of several"),
         (lambda path: path.write_bytes(b""), "cannot be read as an .npz of arrays"),
         (lambda path: path.write_bytes(b"<html>"), "cannot be read as an .npz of arrays"),
@@ -171,7 +179,7 @@ def test_bad_files_are_refused(tmp_path: Path, digits: Any, damage: Any, words: 
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("nan"), float("inf")])
 def test_a_share_that_leaves_nothing_is_refused(share: float) -> None:
     with pytest.raises(DemiluneError, match=r"extra.share = .* is not possible"):
         Extra("x.npz", share)
@@ -187,3 +195,31 @@ def test_every_source_has_them_as_a_plain_field(source: type[Data]) -> None:
 def test_the_command_line_sets_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "digits-sat", "--data.extra.share", "1", "--out", str(tmp_path / "run")]
     refused(words, capsys, "extra.share = 1 is not possible")
+
+
+def _python2(path: Path) -> str:
+    """Write an .npz whose headers Python 2 wrote, of which NumPy warns."""
+    _write(path, image=_images(), label=_labels())
+    with zipfile.ZipFile(path) as file:
+        held = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in held.items():
+            head = content.replace(b"(6, ", b"(6L,").replace(b"(6,)", b"(6L)") if name == "image.npy" else content
+            file.writestr(name, head)
+    return str(path)
+
+
+def test_a_header_of_python_2_is_read_without_a_warning(tmp_path: Path, digits: Any) -> None:
+    split = Extra(_python2(tmp_path / "old.npz")).read(digits)
+    assert split is not None and len(split) == 6
+
+
+@pytest.mark.parametrize("given", [{"share": "x"}, {"share": None}, {"file": None}, {"file": 3}, {"share": 10**400}])
+def test_wrong_types_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(DemiluneError, match=rf"^{next(iter(given))} = .*: a value of type .* was expected$"):
+        Extra(**given)
+
+
+def test_a_home_that_is_not_known_is_refused(digits: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["train", "digits-sat", "--data.extra.file", "~nosuchuser/x.npz", "--out", str(tmp_path / "run")]
+    refused(words, capsys, "~nosuchuser/x.npz: the home folder ~nosuchuser is not known: give the whole path")

@@ -6,6 +6,8 @@ import hashlib
 import io
 import os
 import tarfile
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,10 +217,24 @@ def _pickle(path: Path) -> None:
         np.savez(file, images=np.array([{}], dtype=object))
 
 
+def _raw(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("images", "hello")
+
+
+def _python2(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        content = file.read("images.npy")
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("images.npy", content.replace(b", 3, 16, 16), ", b", 3, 16L,16), ", 1))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         _flip,
+        _raw,
+        _python2,
         _other,
         _floats,
         _pickle,
@@ -233,8 +249,10 @@ def test_what_was_kept_is_not_trusted_when_it_is_damaged(
     first = _load(root)
     for path in _kept(cache):
         damage(path)
-    again = _load(root)
-    assert again.sha256 == first.sha256
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        again = _load(root)
+    assert again.sha256 == first.sha256 and heard == []
     _blind(monkeypatch)
     assert _load(root).sha256 == first.sha256  # and it was written anew
     assert len(_kept(cache)) == 2
@@ -255,6 +273,12 @@ def test_a_place_that_cannot_be_written_keeps_nothing(
     monkeypatch.setattr(np, "savez", full)
     assert _load(root).sha256 == first.sha256
     assert _kept(tmp_path / "full") == []
+
+
+def test_a_cache_in_a_home_that_is_not_known_keeps_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _load(root)
+    monkeypatch.setenv("DEMILUNE_CACHE", "~nosuchuser/x")
+    assert _load(root).sha256 == first.sha256
 
 
 def test_few_images_are_not_kept(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from demilune.data import DATA, Data, Dataset, Digits, Folder, Split
+from conftest import refused
+from demilune.data import DATA, SUPPLIES, Data, Dataset, Digits, Folder, Split
+from demilune.data.pictures import Decoder
 from demilune.data.split import fingerprint, spread, statistics
 from demilune.errors import DemiluneError
 
@@ -99,11 +103,40 @@ def test_the_test_digits_do_not_depend_on_the_validation_digits() -> None:
         lambda: Folder("x", test=0),
         lambda: Folder("x", validation=0.5, test=0.5),
         lambda: Folder("x", test=float("nan")),
+        lambda: Folder("x", validation=float("inf")),
+        lambda: Folder("x", size=10**400),
+        lambda: Digits(validation=10**400),
     ],
 )
 def test_impossible_fields_are_refused(make: object) -> None:
     with pytest.raises(DemiluneError, match="not possible"):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_wrong_types_are_refused(name: str) -> None:
+    wrong: dict[str, Any] = {"root": [], "size": "8", "flip": "x", "pad": 1.5, "unverified": 1, "extra": 5}
+    number = 10**400 if name == "folder" else 1.5
+    fields = inspect.signature(DATA[name]).parameters
+    for field, value in {**wrong, "validation": number, "limit": "x", "test": "x", "crop": True}.items():
+        if field in fields:
+            with pytest.raises(DemiluneError, match=rf"^{field} = .*: a value of type .* was expected$"):
+                DATA[name](**{field: value})
+
+
+@pytest.mark.parametrize("name", SUPPLIES)
+def test_a_home_that_is_not_known_is_refused(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("~nosuchuser/x: the home folder ~nosuchuser is not known: give the whole path, here or in $DEMILUNE_DATA",)
+    for more in ([], ["--download"]):
+        refused(["data", name, "--root", "~nosuchuser/x", *more], capsys, *words)
+    with pytest.raises(DemiluneError, match="~nosuchuser"):
+        DATA[name](root="~nosuchuser/x").load()  # type: ignore[call-arg]
+    monkeypatch.setenv("DEMILUNE_DATA", "~nosuchuser/x")
+    refused(["data", name], capsys, *words)
+    with pytest.raises(DemiluneError, match="~nosuchuser"):
+        Folder("~nosuchuser/x").load()
 
 
 def _paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (12, 10)) -> None:
@@ -189,6 +222,7 @@ def test_palettes_with_transparency_and_greys_become_rgb(tmp_path: Path) -> None
         (lambda root: _truncate(root / "cat" / "3.png"), "3.png cannot be read as an image"),
         (lambda root: Image.new("I;16", (8, 8)).save(root / "cat" / "3.png"), "more than 8 bits"),
         (lambda root: (root / "emu").mkdir(), "emu holds no images"),
+        (lambda root: _misplaced(root), r"test/dog is a file, where the folder of the class dog was expected: take it"),
         (lambda root: (root / "train").mkdir(), "both train and test"),
         (
             lambda root: _paint(root / "emu" / "0.png", (0, 0, 0)) or _paint(root / "fox" / "0.png", (0, 0, 0)),
@@ -204,6 +238,49 @@ def test_broken_folders_are_refused(pictures: Path, damage: object, words: str) 
     else:
         with pytest.raises(DemiluneError, match="left to train on"):
             Folder(str(pictures), size=8, validation=0.4, test=0.4).load()
+
+
+def _misplaced(root: Path) -> None:
+    (root / "train").mkdir()
+    (root / "cat").rename(root / "train" / "cat")
+    (root / "dog").rename(root / "train" / "dog")
+    _paint(root / "test" / "cat" / "0.png", (0, 0, 0))
+    (root / "test" / "dog").write_text("a file where a folder should be")
+
+
+def _bomb(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # the images have 120
+
+
+def _exif(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (12, 10)).save(path, format="jpeg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x05\0\x09\0\0\0")
+
+
+@pytest.mark.parametrize("damage", [_bomb, _exif])
+def test_what_pillow_warns_of_is_read_without_a_warning(
+    pictures: Path, damage: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    damage(pictures / "cat" / "3.png", monkeypatch)
+    with pytest.warns(UserWarning if damage is _exif else Image.DecompressionBombWarning), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        Decoder("x", 8).read(pictures / "cat" / "3.png")
+    assert len(Folder(str(pictures), size=8).load().train) == 14
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", [(1, 12_000), (12_000, 1), (2, 12_000)])
+def test_a_strip_is_never_enlarged_as_a_whole(
+    tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", size, (1, 2, 3)).save(tmp_path / "a.png")
+    made: list[int] = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, to, *more: (made.append(max(to)), resize(image, to, *more))[1]
+    )
+    found = Decoder("x", 160, zoom=False).read(tmp_path / "a.png")
+    assert found.shape == (3, 160, 160) and made == [64 * 160]
+    assert found.reshape(3, -1).T.tolist() == [[1, 2, 3]] * 160**2
 
 
 def _truncate(path: Path) -> None:

@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from conftest import refused
 from demilune.__main__ import main
-from demilune.data import SVHN
+from demilune.data import SVHN, svhn
 from demilune.data.published import File, Loose, obtain_loose, told
 from demilune.data.svhn import UPSTREAM, read, status
 from demilune.errors import DemiluneError
@@ -96,6 +96,7 @@ GOOD = {"X": _pixels(40, 0), "y": _labels(40)}
         (FILES["train_32x32.mat"][:-300], "damaged, cut off or no .mat file"),
         (FILES["train_32x32.mat"][:1000], "damaged, cut off or no .mat file"),
         (_mat(False, **GOOD)[:5000], "damaged, cut off or no .mat file"),
+        (_mat(False, **GOOD)[:184] + b"s" + _mat(False, **GOOD)[185:], "damaged, cut off or no .mat file"),  # crashes
         (_body(FILES["train_32x32.mat"]), "version 7.3"),
         (_mat(X=_pixels(40, 0)), "no array y"),
         (_mat(y=_labels(40)), "no array X"),
@@ -103,6 +104,7 @@ GOOD = {"X": _pixels(40, 0), "y": _labels(40)}
         (_mat(X=_pixels(40, 0).astype(np.float64), y=_labels(40)), "X is float64"),
         (_mat(X=_pixels(40, 0).transpose(3, 0, 1, 2), y=_labels(40)), r"shape \(40, 32, 32, 3\)"),
         (_mat(X="pixels", y=_labels(40)), "X is <U6"),
+        (_mat(X=np.array([{}, "b"], object), y=_labels(40)), "no array X"),
         (_mat(X=_pixels(40, 0), y=_labels(39)), r"y is uint8 of shape \(39, 1\) instead of 40 labels"),
         (_mat(X=_pixels(40, 0), y=["a"] * 40), "y is <U1"),
         (_mat(X=_pixels(40, 0), y=_labels(40) - 1), "the label 0, and labels are from 1 to 10"),
@@ -111,14 +113,41 @@ GOOD = {"X": _pixels(40, 0), "y": _labels(40)}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-@pytest.mark.parametrize("unverified", [False, True])
-def test_bad_files_are_refused(tmp_path: Path, content: bytes, words: str, unverified: bool) -> None:
+def test_bad_files_are_refused(tmp_path: Path, content: bytes, words: str) -> None:
     _write(tmp_path / "svhn", {**FILES, "train_32x32.mat": content})
     with pytest.raises(
         DemiluneError, match=rf"train_32x32.mat cannot be used: .*{words}.*delete .*mat and run `demilune data fake"
     ) as caught:
-        read(FAKE, _here(tmp_path, unverified=unverified))
+        read(FAKE, _here(tmp_path, unverified=True))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_crashes_its_reader_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svhn, "PROGRAM", "import os; os.abort()")
+    _write(tmp_path / "svhn", FILES)
+    with pytest.raises(
+        DemiluneError, match=r"cannot be used: it is damaged.*its reader ended with the code -6\); delete"
+    ):
+        read(FAKE, _here(tmp_path, unverified=True))
+    assert read(FAKE, _here(tmp_path)).official  # the published file needs no other process
+    monkeypatch.setattr("sys.executable", str(tmp_path / "nowhere"))
+    with pytest.raises(DemiluneError, match=r"cannot be used: it cannot be read \(.*nowhere"):
+        read(FAKE, _here(tmp_path, unverified=True))
+
+
+def test_other_files_are_neither_decoded_nor_reported_as_damaged_unless_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "svhn", {**FILES, "train_32x32.mat": b"<html>"})
+    monkeypatch.setattr("scipy.io.loadmat", lambda *_, **__: pytest.fail("a file was decoded"))
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("a file was decoded"))
+    for unverified in (False, True):
+        told = status(SVHN(root=str(tmp_path), unverified=unverified))
+        assert told.startswith(f"svhn: not the official files: {tmp_path / 'svhn' / 'train_32x32.mat'} has the md5 ")
+    with pytest.raises(
+        DemiluneError, match=r"train_32x32.mat has the md5 .*unverified true .*move .*svhn away and run"
+    ):
+        read(FAKE, _here(tmp_path))
 
 
 def test_other_files_are_used_only_on_request(tmp_path: Path) -> None:
@@ -176,7 +205,7 @@ def test_download_then_load(tmp_path: Path, server: Server, monkeypatch: pytest.
     assert folder == tmp_path / "new" / "svhn" and server.asked == ["train_32x32.mat", "test_32x32.mat"]
     assert {len(content) for content in FILES.values()} <= {done for done, _ in seen}
     assert read(FAKE, data).official
-    assert told("fake", lambda: read(FAKE, data)).startswith("fake: present and verified")
+    assert told("fake", "", lambda: read(FAKE, data)).startswith("fake: present and verified")
     assert obtain_loose(FAKE, data, _load(data), server.base, None) == folder and len(server.asked) == 2
     (folder / "test_32x32.mat").unlink()  # what is there already is not fetched again
     monkeypatch.setenv("DEMILUNE_MIRROR", server.base)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -286,6 +288,8 @@ def test_the_same_address_gives_the_same_weights_and_no_generator_is_touched(arc
         lambda: MobileNetV2(0.0),
         lambda: MobileNetV2(-1.0),
         lambda: MobileNetV2(float("nan")),
+        lambda: MobileNetV2(float("inf")),
+        lambda: MobileNetV2(10**400),
         lambda: WideResNet(35, 10),
         lambda: WideResNet(4, 10),
         lambda: WideResNet(-2, 10),
@@ -296,6 +300,14 @@ def test_the_same_address_gives_the_same_weights_and_no_generator_is_touched(arc
 def test_shapes_that_mean_nothing_are_refused(make: Callable[[], Architecture]) -> None:
     with pytest.raises(DemiluneError):
         make()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("value", ["x", None, [], True, float("nan"), 8.5])
+def test_wrong_types_are_refused(name: str, value: Any) -> None:
+    for field in inspect.signature(MODELS[name]).parameters:
+        with pytest.raises(DemiluneError, match=rf"^{field} = "):
+            MODELS[name](**{field: 17 if isinstance(value, float) and name == "mobilenet_v2" else value})
 
 
 def test_the_tests_own_network_is_one_of_ours() -> None:

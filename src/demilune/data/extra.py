@@ -43,7 +43,7 @@ class Extra:
         check_types(self)
         if not 0.0 < self.share < 1.0:
             raise DemiluneError(
-                f"extra.share = {self.share} is not possible: it is the share of a batch that is extra images, above "
+                f"extra.share = {self.share:g} is not possible: it is the share of a batch that is extra images, above "
                 "0 and below 1; to train without them leave --data.extra.file empty"
             )
 

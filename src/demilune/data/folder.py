@@ -51,9 +51,9 @@ class Folder(Data):
             raise DemiluneError(
                 f"folder: pad = {self.pad} is not possible: it is from 0 to {self.size // 2}, half an image"
             )
-        if not (0 <= self.validation < 1 and 0 < self.test < 1 and self.validation + self.test < 1):
+        if not (self.validation >= 0 and self.test > 0 and self.validation + self.test < 1):
             raise DemiluneError(
-                f"folder: validation = {self.validation} and test = {self.test} are not possible: they "
+                f"folder: validation = {self.validation:g} and test = {self.test:g} are not possible: they "
                 "are shares (0.1 is a tenth), test above 0, and together below 1"
             )
 

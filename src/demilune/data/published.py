@@ -115,7 +115,8 @@ def expanded(given: str) -> Path:
         return Path(given).expanduser()
     except RuntimeError as error:
         raise DemiluneError(
-            f"{given}: the home folder {Path(given).parts[0]} is not known: give a whole path, here or in $DEMILUNE_DATA"
+            f"{given}: the home folder {Path(given).parts[0]} is not known: give the whole path, here or in "
+            "$DEMILUNE_DATA"
         ) from error
 
 

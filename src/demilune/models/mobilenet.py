@@ -86,7 +86,7 @@ class MobileNetV2(Architecture):
     def __post_init__(self) -> None:
         check_types(self)
         if not 0.0 < self.width <= 16.0:
-            raise DemiluneError(f"width = {self.width}: the factor of the channels must be above 0 and at most 16")
+            raise DemiluneError(f"width = {self.width:g}: the factor of the channels must be above 0 and at most 16")
 
     def build(self, channels: int, classes: int) -> nn.Module:
         """Return the network."""
