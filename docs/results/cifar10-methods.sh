@@ -25,5 +25,5 @@ for name in "${order[@]}"; do
 done | xargs -P "${JOBS:-1}" -L 1 bash -c '
     folder=${@: -1}
     demilune train --resume "$@" >>"$folder.log" 2>&1 &&
-    demilune evaluate "$folder" --attacks pgd10,cw10,multi9x30 --limit "${LIMIT:-2000}" --batch 500 >>"$folder.log" 2>&1 &&
+    demilune evaluate "$folder" --attacks pgd10,cw10,multi9x30 --limit "${LIMIT:-1000}" --batch 500 >>"$folder.log" 2>&1 &&
     echo "done: $folder"' train
