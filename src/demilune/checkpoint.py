@@ -72,9 +72,10 @@ def load(path: Path) -> Checkpoint:
         raise DemiluneError(f"{path} does not exist: name a run folder or a .safetensors checkpoint") from None
     except OSError as error:
         raise DemiluneError(f"{path} cannot be read: {error.strerror}") from None
+    if path.suffix == ".npz":
+        raise DemiluneError(f"{path} is an .npz of arrays: name a run folder or a .safetensors checkpoint")
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        what = "a zip file (a .pt or an .npz)" if start[:2] == b"PK" else "a pickle"
-        raise DemiluneError(f"{path} is {what}, which may run code when loaded: give a .safetensors file instead")
+        raise DemiluneError(f"{path} is a pickle, which can run code when loaded: give a .safetensors file instead")
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER)

@@ -255,6 +255,7 @@ def test_a_trained_network_labels_images_to_train_on(tmp_path: Path, capsys: pyt
     argv = ["label", str(run), "--images", str(images), "--out", str(tmp_path / "new.npz")]
     refused(argv, capsys, "digits needs uint8 [N, 8, 8, 1]")
     refused(["label", str(run), "--out", "x.npz"], capsys, "--images is missing")
+    refused(["label", str(images), "--images", str(images), "--out", "x.npz"], capsys, "is an .npz of arrays")
     argv = ["label", str(run), "--images", str(images), "--out", "/proc/none/x.npz"]
     refused(argv, capsys, "/proc/none/x.npz cannot be written")  # before the work, not after it
     (tmp_path / "link.npz").symlink_to("nowhere")
