@@ -163,7 +163,7 @@ def check_lengths(experiment: Experiment, dataset: Dataset) -> None:
     training = experiment.training
     steps, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
     experiment.check_starts(math.ceil(steps / per_epoch))
-    labelled = training.batch - int(dataset.extra_share * training.batch)
+    labelled = training.batch - dataset.extras(training.batch)
     if dataset.extra is not None and labelled > len(dataset.train):
         raise DemiluneError(
             f"training.batch = {training.batch}: {labelled} of each batch are training images, and there are "
@@ -183,7 +183,7 @@ def _fit(
     runtime, training, ball = experiment.runtime, experiment.training, experiment.ball
     about = describe(experiment, dataset)
     steps, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
-    labelled = training.batch - int(dataset.extra_share * training.batch)
+    labelled = training.batch - dataset.extras(training.batch)
     earlier = claim(folder, experiment, about, resume)
 
     root = Stream.of(experiment.seed, device=device)
@@ -454,7 +454,7 @@ def reestimate(model: nn.Module, dataset: Dataset, rng: Stream, batch: int) -> N
         module.momentum = None  # the cumulative mean
     model.train()
     with torch.no_grad():
-        extra = int(dataset.extra_share * batch)
+        extra = dataset.extras(batch)
         for number, index in enumerate(order(rng, 0, len(dataset.train), batch - extra)):
             with seeded(rng.sub(number), index.device):
                 model(draw(dataset, index, 0, rng.sub(number), extra).x)
@@ -485,13 +485,10 @@ def watched_images(dataset: Dataset, count: int) -> dict[str, Split]:
 
     They are those that an evaluation with this limit takes, so that it can be laid beside the last epoch.
     """
-    found = {}
     count = min(count, len(dataset.train), len(dataset.test))
-    for name, split in {"train": dataset.train, "test": dataset.test}.items() if count else ():
-        rng = Stream.of(0, "subset", name, device=split.ids.device)
-        taken = split.take(rng.permutation("images", len(split))[:count].sort().values)
-        found[name] = taken.centred(*dataset.shape[1:])
-    return found
+    if count == 0:
+        return {}
+    return {"train": dataset.sample("train", count), "test": dataset.sample("test", count)}
 
 
 def monitor(
@@ -547,7 +544,7 @@ def estimate(experiment: Experiment, dataset: Dataset, state: State, root: Strea
     training, method = experiment.training, experiment.method
     model = copy.deepcopy(state.model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=training.momentum)
-    extra = int(dataset.extra_share * training.batch)
+    extra = dataset.extras(training.batch)
     index = torch.arange(min(training.batch - extra, len(dataset.train)), device=dataset.train.ids.device)
     batch = draw(dataset, index, 0, root.sub("estimate"), extra)
     batch = batch._replace(x=experiment.runtime.layout(batch.x))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from demilune.core.random import Stream
 
 Bytes = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -95,6 +97,18 @@ class Dataset:
         """The shape (C,H,W) of an image as the network sees it; training images may be larger."""
         channels, height, width = self.test.images.shape[1:]
         return channels, height, width
+
+    def sample(self, name: Literal["train", "validation", "test"], limit: int = 0) -> Split:
+        """Return a split as a network sees it: all images, or so many random ones, the same for every model."""
+        split = {"train": self.train, "validation": self.validation, "test": self.test}[name]
+        if 0 < limit < len(split):
+            rng = Stream.of(0, "subset", name, device=split.ids.device)
+            split = split.take(rng.permutation("images", len(split))[:limit].sort().values)
+        return split.centred(*self.shape[1:])  # training images may be larger than what is trained on
+
+    def extras(self, batch: int) -> int:
+        """Return how many images of a batch are extra ones."""
+        return int(self.extra_share * batch)
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the same data on another device."""

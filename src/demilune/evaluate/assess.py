@@ -224,13 +224,10 @@ def same_data(checkpoint: Checkpoint, dataset: Dataset) -> tuple[Check, ...]:
 
 def chosen_images(dataset: Dataset, request: Request) -> Split:
     """Return the images to judge: all of a split, or the same random ones for every model."""
-    split = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}[request.split]
+    split = dataset.sample(request.split, request.limit)
     if len(split) == 0:
         raise DemiluneError(f"{dataset.name} has no {request.split} images: choose another --split")
-    if 0 < request.limit < len(split):
-        index = Stream.of(0, "subset", request.split).permutation("images", len(split))[: request.limit]
-        split = split.take(index.sort().values)
-    return split.centred(*dataset.shape[1:])  # training images may be larger than what is trained on
+    return split
 
 
 def rebuild(file: Path, checkpoint: Checkpoint, experiment: Experiment) -> torch.nn.Module:
