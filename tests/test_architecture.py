@@ -35,16 +35,34 @@ ALLOWED = {
         "core", "attacks", "methods", "moves", "models", "data", "experiment", "runtime", "runs", "checkpoint",
         "errors",
     },
+    "paired": set(),
+    "diagnosis": {"paired", "results"},
+    "surveys": {"results", "errors"},
+    "foreign": {"errors"},
     "evaluate": {
-        "core", "attacks", "methods", "models", "data", "experiment", "runtime", "runs", "checkpoint", "results",
-        "options", "console", "errors",
+        "core", "attacks", "methods", "models", "data", "experiment", "foreign", "runtime", "runs", "checkpoint",
+        "results", "paired", "diagnosis", "surveys", "options", "console", "errors",
     },
     "study": {"experiment", "moves", "report", "runs", "options", "errors"},
-    "report": {"results", "runs", "papers", "errors"},
+    "report": {"results", "paired", "diagnosis", "surveys", "runs", "papers", "errors"},
     "completion": {"experiment", "presets", "options"},
 }  # fmt: skip
 EDGES = {"cli", "__main__", "__init__"}
-NO_TORCH = {"errors", "results", "runs", "report", "papers", "options", "console", "schedules", "cli", "__main__"}
+NO_TORCH = {
+    "errors",
+    "results",
+    "paired",
+    "diagnosis",
+    "surveys",
+    "runs",
+    "report",
+    "papers",
+    "options",
+    "console",
+    "schedules",
+    "cli",
+    "__main__",
+}
 PLAIN_CLASSES = {
     "Parser": "argparse's own hook for refusals is a method",
     "Counted": "counts",

@@ -67,14 +67,15 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint; refuses what is missing, truncated, a pickle, or not written by :func:`save`."""
     try:
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(9)
     except FileNotFoundError:
         raise DemiluneError(f"{path} does not exist: name a run folder or a .safetensors checkpoint") from None
     except OSError as error:
         raise DemiluneError(f"{path} cannot be read: {error.strerror}") from None
     if path.suffix == ".npz":
         raise DemiluneError(f"{path} is an .npz of arrays: name a run folder or a .safetensors checkpoint")
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    # A safetensors file may begin with any bytes, the length of its header, which begins with a brace.
+    if start[8:9] != b"{" and start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise DemiluneError(f"{path} is a pickle, which can run code when loaded: give a .safetensors file instead")
     try:
         with safe_open(path, framework="pt") as file:

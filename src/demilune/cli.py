@@ -9,6 +9,7 @@ import json
 import math
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from demilune.options import (
     names,
     nested,
     number,
+    numbers,
     overlaid,
     place,
     scan,
@@ -33,6 +35,8 @@ from demilune.options import (
 
 if TYPE_CHECKING:
     from demilune.data import Dataset
+    from demilune.evaluate.assess import Request
+    from demilune.evaluate.subject import Subject
     from demilune.experiment import Experiment
     from demilune.results import Evaluation
     from demilune.runs import RunFolder
@@ -49,7 +53,7 @@ ELSEWHERE = {
 }
 """Names that a paper may have for a method."""
 
-FLAGS = ("-h", "--help", "--resume", "--download")
+FLAGS = ("-h", "--help", "--resume", "--download", "--trust")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -415,51 +419,242 @@ def with_rwp(argv: Sequence[str]) -> Sequence[str]:
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
 
-def evaluate(argv: Sequence[str]) -> int:
-    """``demilune evaluate RUN|CHECKPOINT``."""
-    parser = command_parser(
-        "evaluate",
-        "RUN|CHECKPOINT [--attacks fgsm,pgd10,…] [--checkpoint best|last|both]",
-        "Attack a trained network on its test images and write who survived.",
+def examined(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command that looks at a trained network, with the fields that fit it.
+
+    The network is a run's, or a foreign one: a folder that one was declared in, or what is declared now.
+    """
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a run folder, a .safetensors file of a run, a folder made for a foreign model, package.module:factory, "
+        "or a torch.export or TorchScript file",
     )
-    parser.add_argument("model", metavar="RUN|CHECKPOINT", help="a run folder, or a .safetensors file of a run")
-    parser.add_argument("--attacks", metavar="NAMES", help="comma-separated: fgsm, pgdK, pgdKxR, cwK, multiTxK")
     parser.add_argument("--checkpoint", choices=("best", "last", "both"), help="which of a run's (default best)")
     parser.add_argument("--limit", type=whole, metavar="N", help="only N random images, the same for every model")
     parser.add_argument("--split", choices=("test", "validation", "train"), help="which images (default test)")
     parser.add_argument("--batch", type=whole, metavar="N", help="images at once (default 250); changes no result")
-    parser.add_argument("--step_ratio", type=number, metavar="VALUE", help="step size as a ratio of ε (default 0.25)")
     parser.add_argument("--seed", type=whole, metavar="VALUE", help="seed of the attacks' draws (default 0)")
-    parser.add_argument("--out", type=place, metavar="FILE", help="the JSON to write (default: in the run folder)")
+    foreign = parser.add_argument_group("a foreign model, declared once and kept in its folder")
+    foreign.add_argument("--weights", type=place, metavar="FILE", help="its state dict: .safetensors, .pt, .pth, …")
+    foreign.add_argument("--part", metavar="NAME", help="which of the file's state dicts, where several fit")
+    foreign.add_argument("--data", metavar="NAME", help="the images to judge it by")
+    foreign.add_argument("--classes", type=whole, metavar="N", help="number of classes (default: the data's)")
+    foreign.add_argument("--mean", type=numbers, metavar="LIST", help="mean per channel to normalise by in front of it")
+    foreign.add_argument("--std", type=numbers, metavar="LIST", help="standard deviation per channel, likewise")
+    foreign.add_argument("--bounds", type=numbers, metavar="LOW,HIGH", help="the pixel range it takes (default 0,1)")
+    foreign.add_argument("--trust", action="store_true", help="run the code that a torch.export or TorchScript file is")
+    foreign.add_argument("--home", type=place, metavar="DIR", help="its folder (default: named as the factory)")
     target = argv_model(argv)
-    base = checkpoint_experiment(target) if target else None
-    if base is not None:
+    if target is not None:
+        fields_of(parser, argv, target)
+    return parser.parse_args(argv)
+
+
+def fields_of(parser: Parser, argv: Sequence[str], target: Path) -> None:
+    """Add an option for every field of what a network is judged by."""
+    from demilune.evaluate.subject import is_foreign, trial_of
+
+    if not is_foreign(target):
+        base = checkpoint_experiment(target)
         # Where the images lie may differ; which of them are test images is the run's, or training images get in.
         add_fields(parser, "data", base.data, only=("root", "unverified"))
         add_fields(parser, "ball", base.ball)
         add_fields(parser, "runtime", dataclasses.replace(base.runtime, precision="float32"))
-    options = parser.parse_args(argv)
-    from demilune.evaluate.assess import Request, assess
+        return
+    _, given = scan(argv, FLAGS)
+    trial = trial_of(target, given.get("data"))
+    if trial is not None:
+        add_fields(parser, "data", trial.data)
+        add_fields(parser, "ball", trial.ball)
+        add_fields(parser, "runtime", trial.runtime)
+
+
+def subjects(options: argparse.Namespace) -> list[Path]:
+    """Return the files to examine: a run's checkpoints, or the folder of a foreign model, declared if it is new."""
+    from demilune.evaluate.subject import declare, is_foreign
+
+    path = Path(options.model)
+    own = ("weights", "part", "data", "classes", "mean", "std", "bounds", "trust", "home")
+    given = {name: getattr(options, name) for name in own if name in options}
+    if not is_foreign(path):
+        if given:
+            raise DemiluneError(f"--{next(iter(given))} belongs to a foreign model, and {path} was trained here")
+        return checkpoint_files(path, getattr(options, "checkpoint", "best"))
+    return [declare(path, given, nested({k: v for k, v in vars(options).items() if "." in k}))]
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """``demilune evaluate MODEL``."""
+    parser = command_parser(
+        "evaluate",
+        "MODEL [--attacks fgsm,pgd10,autoattack,…] [--checkpoint best|last|both]",
+        "Attack a trained network on its test images and write who survived. `demilune list attacks` names them.",
+    )
+    parser.add_argument("--attacks", metavar="NAMES", help="comma-separated: fgsm, pgdK, pgdKxR, cwK, autoattack, …")
+    parser.add_argument("--step_ratio", type=number, metavar="VALUE", help="step size as a ratio of ε (default 0.25)")
+    parser.add_argument("--sources", metavar="LIST", help="comma-separated models that the attack `transfer` uses")
+    parser.add_argument("--out", type=place, metavar="FILE", help="the JSON to write (default: in the run folder)")
+    options = examined(parser, argv)
+    from demilune.evaluate.assess import Request
+
+    if getattr(options, "checkpoint", "best") == "both" and "out" in options:
+        raise DemiluneError("--checkpoint both writes two files: leave out --out, or evaluate one after the other")
+    named = tuple(names(options.attacks)) if "attacks" in options else None
+    request = Request(attacks=named, step_ratio=getattr(options, "step_ratio", 0.25), **common(options))
+    return run_all(options, lambda _: request, getattr(options, "out", None))
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """``demilune doctor MODEL``."""
+    parser = command_parser(
+        "doctor",
+        "MODEL [--budget quick|full]",
+        "Say whether to believe a network's robust accuracy: the checks G1 to G11 with their numbers, and one verdict.",
+    )
+    parser.add_argument("--budget", choices=("quick", "full"), help="how much to spend (default quick)")
+    parser.add_argument("--sources", metavar="LIST", help="comma-separated models to transfer from")
+    parser.add_argument("--out", type=place, metavar="FILE", help="the JSON to write (default: in the run folder)")
+    options = examined(parser, argv)
+    budget: Budget = getattr(options, "budget", "quick")
+    from demilune.evaluate.assess import Request
+    from demilune.evaluate.doctor import IMAGES, Budget, attacks
+
+    def request(subject: Subject) -> Request:
+        given = common(options)
+        named = attacks(budget, subject.ball, bool(given["sources"]), subject.randomised())
+        return Request(attacks=named, usual=IMAGES[budget], kind=f"doctor-{budget}", **given)
+
+    return run_all(options, request, getattr(options, "out", None))
+
+
+def curves(argv: Sequence[str]) -> int:
+    """``demilune curves MODEL``."""
+    from demilune.evaluate.curves import KINDS, measure
+
+    parser = command_parser(
+        "curves",
+        f"MODEL [--only {','.join(KINDS)[:40]}…]",
+        "Measure what the papers' figures show: accuracy over PGD's iterations and over budgets, generalisation gaps, "
+        "natural corruptions, loss along a direction, landscape, curvature. `demilune report` draws them.",
+    )
+    parser.add_argument("--only", metavar="LIST", help=f"comma-separated, of {', '.join(KINDS)} (default: all)")
+    parser.add_argument("--frost", type=place, metavar="DIR", help="photographs of frost, for that corruption")
+    parser.add_argument("--corrupted", type=place, metavar="DIR", help="the official CIFAR-C files, instead of our own")
+    options = examined(parser, argv)
+    only = tuple(names(options.only)) if "only" in options else tuple(KINDS)
+    for kind in only:
+        if kind not in KINDS:
+            raise unknown("curve", kind, KINDS)
+    from demilune.evaluate.assess import Request
+    from demilune.evaluate.subject import opened
     from demilune.runtime import enough_memory
 
-    chosen = getattr(options, "checkpoint", "best")
-    fields = {k: v for k, v in vars(options).items() if "." in k}
-    request = Request(
-        attacks=tuple(names(options.attacks)) if "attacks" in options else None,
-        limit=getattr(options, "limit", 0),
-        split=getattr(options, "split", "test"),
-        batch=getattr(options, "batch", 250),
-        step_ratio=getattr(options, "step_ratio", 0.25),
-        seed=getattr(options, "seed", 0),
-        settings=nested(fields),
-    )
-    path = Path(options.model)
-    if chosen == "both" and "out" in options:
-        raise DemiluneError("--checkpoint both writes two files: leave out --out, or evaluate one after the other")
-    for file in checkpoint_files(path, chosen):
-        out = Path(options.out) if "out" in options else None
+    request = Request(**common(options))
+    frost, corrupted = getattr(options, "frost", ""), getattr(options, "corrupted", "")
+    for file in subjects(options):
         with interruptible() as stopping, enough_memory():
-            found, where = assess(file, out, request, stopping)
+            subject = opened(file, request.settings)
+            for kind in only:
+                written = measure(kind, subject, request, frost, corrupted, stopping)
+                if written is None:
+                    print("stopped and saved: the same command goes on")
+                    return 130
+                print(f"written: {', '.join(map(str, written))}", flush=True)
+    return 0
+
+
+def crosscheck(argv: Sequence[str]) -> int:
+    """``demilune crosscheck MODEL``."""
+    from demilune.evaluate.crosscheck import LIBRARIES, TITLES, lines
+    from demilune.evaluate.crosscheck import crosscheck as compared
+
+    parser = command_parser(
+        "crosscheck",
+        "MODEL [--libraries foolbox,pyautoattack,torchattacks] [--attacks pgd,apgd_ce,…]",
+        "Run our attacks and other libraries' from equal budgets, and compare who survived, image by image.",
+    )
+    parser.add_argument("--libraries", metavar="LIST", help=f"of {', '.join(LIBRARIES)} (default: those installed)")
+    parser.add_argument("--attacks", metavar="LIST", help=f"of {', '.join(TITLES)} (default: all)")
+    parser.add_argument("--steps", type=whole, metavar="N", help="steps of each (default 100)")
+    parser.add_argument("--queries", type=whole, metavar="N", help="queries of Square (default 5000)")
+    parser.add_argument("--targets", type=whole, metavar="N", help="targets of APGD-T and FAB-T (default 9)")
+    parser.add_argument("--out", type=place, metavar="FILE", help="the JSON to write (default: in the run folder)")
+    options = examined(parser, argv)
+    from demilune.console import Line, console
+    from demilune.core.random import Stream
+    from demilune.evaluate.assess import Request, Stopped, chosen_images, default_target, watching
+    from demilune.evaluate.subject import opened
+    from demilune.runs import write_json
+    from demilune.runtime import enough_memory
+
+    request = Request(kind="crosscheck", folder="crosschecks", usual=100, **common(options))
+    budget = {name: getattr(options, name) for name in ("steps", "queries", "targets") if name in options}
+    for file in subjects(options):
+        # Libraries are silenced by turning sys.stdout aside, which must not freeze the line.
+        with interruptible() as stopping, enough_memory(), Line(console(sys.stdout), 0) as line:
+            subject = opened(file, request.settings)
+            split = chosen_images(subject.dataset, request).to(subject.device)
+
+            try:
+                found = compared(
+                    subject.model,
+                    subject.runtime.layout(split.pixels(slice(None))),
+                    split.labels,
+                    subject.ball,
+                    Stream.of(request.seed, "evaluation", device=subject.device).images(split.ids),
+                    names(getattr(options, "libraries", "")),
+                    names(getattr(options, "attacks", "")) or tuple(TITLES),
+                    len(subject.dataset.classes),
+                    watching(line, stopping),
+                    batch=request.batch,
+                    **budget,
+                )
+            except Stopped:
+                print("stopped: nothing was written")
+                return 130
+        for text in lines(found):
+            print(text)
+        where = Path(options.out) if "out" in options else default_target(subject, request)
+        write_json(where, found.to_json())
+        print(f"written: {where}")
+    return 0
+
+
+def common(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what all commands that examine a network ask for."""
+    return {
+        "limit": getattr(options, "limit", 0),
+        "split": getattr(options, "split", "test"),
+        "batch": getattr(options, "batch", 250),
+        "seed": getattr(options, "seed", 0),
+        "sources": tuple(Path(name) for name in names(getattr(options, "sources", ""))),
+        "settings": nested({k: v for k, v in vars(options).items() if "." in k}),
+    }
+
+
+def run_all(options: argparse.Namespace, request: Callable[[Subject], Request], out: str | None) -> int:
+    """Evaluate every checkpoint asked for, with an estimate of the time first, and print what was found."""
+    from demilune.console import console, duration
+    from demilune.evaluate.assess import assess, chosen_images, entries_of
+    from demilune.evaluate.doctor import estimate
+    from demilune.evaluate.subject import opened
+    from demilune.runtime import enough_memory
+
+    for file in subjects(options):
+        with interruptible() as stopping, enough_memory():
+            subject = opened(file, common(options)["settings"])
+            asked = request(subject)
+            entries = entries_of(subject, asked)
+            count = len(chosen_images(subject.dataset, asked))
+            cost = estimate(subject, entries, count)
+            console().print(
+                f"{subject.name}: {len(entries)} attacks on {count} images, at most {cost.forwards} forward passes and "
+                f"{cost.gradients} gradients an image: at most about {duration(cost.seconds)}",
+                soft_wrap=True,
+                highlight=False,
+            )
+            found, where = assess(subject, Path(out) if out else None, asked, stopping)
         if found is None:
             print(f"stopped and saved: the same command goes on with {where}")
             return 130
@@ -563,21 +758,36 @@ def show_evaluation(found: Evaluation) -> None:
     for row in found.rows:
         after = "" if row.accuracy_after is None else f"{100 * row.accuracy_after:.2f}"
         cost = f"{row.forwards:.0f} + {row.gradients:.0f}"
+        if row.n != found.rows[-1].n:
+            cost += f" (n {row.n})"
         table.add_row(row.title, f"{100 * row.accuracy:.2f}", f"{100 * row.error:.2f}", after, cost)
     out = console(width=64)  # narrower, the numbers themselves would be cut
     out.print(table)
     worst = found.rows[-1]
     out.print(
         f"n = {worst.n} {found.split} images of {found.data}, {found.norm} ε = {found.eps:g}. The worst case is an "
-        "upper bound on robust accuracy: AutoAttack was not run.",
+        "upper bound on robust accuracy: a stronger attack may break more.",
         soft_wrap=True,
     )
+    for row in found.rows:
+        if row.note:
+            out.print(f"{row.title}: {row.note}", soft_wrap=True)
     if not found.data_official:
         sums = ", ".join(f"{k} {v[:12]}…" for k, v in found.data_sha256.items())
         out.print(f"The data are not the official files (sha256 {sums}).", soft_wrap=True)
     for check in found.checks:
         if check.level != "pass":
             out.print(f"{check.level}: {check.text}", soft_wrap=True)
+    examined = [finding for finding in found.findings if finding.outcome != "not examined"]
+    if len(examined) > 4:
+        for finding in found.findings:
+            out.print(
+                f"{finding.name:<4}{finding.outcome:<13} {finding.title}: {finding.text}",
+                soft_wrap=True,
+                highlight=False,
+            )
+    if found.verdict is not None:
+        out.print(f"Verdict: {found.verdict.text}", soft_wrap=True, highlight=False)
 
 
 # --- the small commands ----------------------------------------------------------------------------------------------
@@ -687,23 +897,24 @@ def show(argv: Sequence[str]) -> int:
 
 def data(argv: Sequence[str]) -> int:
     """``demilune data NAME``."""
-    from demilune.data import DATA, SUPPLIES
+    from demilune.data import CORRUPTED, DATA, SUPPLIES
 
+    kinds: dict[str, Any] = {**DATA, **{f"{name}-c": kind for name, kind in CORRUPTED.items()}}
     parser = command_parser("data", "NAME [--download] [--root DIR]", "Say what there is of a data set, or fetch it.")
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(DATA)}")
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(kinds)}")
     parser.add_argument("--download", action="store_true", help="fetch the official files, verify and unpack them")
     parser.add_argument("--url", metavar="URL", help="another place that serves the official files")
     parser.add_argument("--root", metavar="DIR", help="where it lies (default: DEMILUNE_DATA or ~/.cache/demilune)")
     options = parser.parse_args(argv)
-    if options.name not in DATA:
-        raise unknown("data set", options.name, DATA)
+    if options.name not in kinds:
+        raise unknown("data set", options.name, kinds)
     if options.name not in SUPPLIES:
         if "download" in options:
             raise DemiluneError(f"{options.name} cannot be downloaded: {_origin(options.name)}")
         print(f"{options.name}: {_origin(options.name)}")
         return 0
     supply = SUPPLIES[options.name]
-    source = DATA[options.name](**({"root": options.root} if "root" in options else {}))
+    source = kinds[options.name](**({"root": options.root} if "root" in options else {}))
     if "download" in options:
         from demilune.console import Line, console, size
 
@@ -740,7 +951,10 @@ def completion(argv: Sequence[str]) -> int:
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a network, or go on training it"),
     "stationary": (stationary, "train once per range of losses that perturb the weights, and compare (RWP)"),
-    "evaluate": (evaluate, "attack a trained network and tell who survived"),
+    "evaluate": (evaluate, "attack a trained network, ours or anyone's, and tell who survived"),
+    "doctor": (doctor, "say whether to believe a network's robust accuracy, and why"),
+    "curves": (curves, "measure what the papers' figures show of a network"),
+    "crosscheck": (crosscheck, "compare our attacks with those of other libraries, image by image"),
     "label": (label, "give images pseudo-labels with a trained network, to train on besides (RST)"),
     "report": (report, "draw runs into one HTML file, with tables and figures"),
     "list": (list_, "list methods, moves, attacks, models, data, schedules, averages, presets"),

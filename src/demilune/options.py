@@ -41,6 +41,11 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number (write 0.03 or 8/255)") from None
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of a comma-separated list."""
+    return tuple(number(part) for part in text.split(",") if part.strip())
+
+
 def switch(text: str) -> bool:
     """Return true or false."""
     value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower())

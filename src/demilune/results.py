@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 from demilune.errors import DemiluneError, check_types
 
@@ -25,7 +25,10 @@ class Row:
     reading of the papers' tables, ``accuracy_after``); None where it was not taken.
     ``forwards`` and ``gradients`` are passes through the model per image of the whole set: an input gradient
     counts as one forward and one gradient. Readings of the same runs (PGD-50, its any, its best of five) share one
-    cost, that of all the runs.
+    cost, that of all the runs. ``role`` is "attack"; or "part", a reading that counts for the worst case but is no
+    column of a table; or "probe", which asks something else (another ball, other images) and does not count.
+    ``note`` says where the attack is not quite what its title says (the margin instead of DLR for two classes).
+    An attack that was given fewer images than the others has its own ``n``.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Row:
     right_after: int | None
     forwards: float
     gradients: float
+    role: Literal["attack", "part", "probe"] = "attack"
+    note: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -65,13 +70,53 @@ class Check:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """One of the checks G1 to G11 for masked or flattering robustness (evaluation.md 6).
+
+    ``outcome``: it fails where ``value`` is beyond ``threshold`` by two standard errors ``error``, is inconclusive
+    within them, and not examined where what it needs was not run. ``value``, ``threshold`` and ``error`` are
+    rates in [0,1]; NaN where there is none. ``attack`` is the row that shows it.
+    """
+
+    name: str
+    title: str
+    outcome: Literal["pass", "fail", "inconclusive", "not examined"]
+    text: str
+    value: float = math.nan
+    threshold: float = math.nan
+    error: float = math.nan
+    attack: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether to believe the robust accuracy that the field would report, and why.
+
+    ``kind``: believable, overestimated, masked, or not examined; ``text`` is the whole sentence. ``reported`` and
+    ``strongest`` are the titles of the attack reported (PGD-10) and of the strongest that was run; ``points`` by how
+    much the first lies above what survives all attacks, in [0,1], with its paired standard error.
+    """
+
+    kind: Literal["believable", "overestimated", "masked", "not examined"]
+    text: str
+    reported: str
+    strongest: str
+    points: float
+    error: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Everything one evaluation of one checkpoint found.
 
     ``rows`` begin with "clean"; the last is "worst", the images no attack of the table broke: an upper bound
-    on robust accuracy, because a stronger attack may break more. ``chance`` is 1 / number of classes.
+    on robust accuracy, because a stronger attack may break more.
     ``ids`` and per-image results lie beside the JSON in ``<stem>.images.npz``: ``ids`` int64 [n], ``labels``
-    int64 [n], ``right.<row>`` and ``after.<row>`` bool [n]. Example images lie in ``<stem>.gallery.npz``.
+    int64 [n], ``right.<row>`` and ``after.<row>`` bool [n]; for a row with fewer images also ``place.<row>``, int64,
+    which of the images its entries are. Example images lie in ``<stem>.gallery.npz``.
+    ``findings`` and ``verdict`` say what the rows mean; see :mod:`demilune.diagnosis`.
     """
 
     subject: str
@@ -94,6 +139,8 @@ class Evaluation:
     seconds: float
     environment: Mapping[str, Any]
     command: str
+    findings: tuple[Finding, ...] = ()
+    verdict: Verdict | None = None
 
     def row(self, name: str) -> Row | None:
         """Return the row of that name, or None."""
@@ -109,12 +156,22 @@ class Evaluation:
         try:
             rows = tuple(Row(**row) for row in value["rows"])
             checks = tuple(Check(**check) for check in value["checks"])
-            rest = {k: v for k, v in value.items() if k not in ("rows", "checks", "classes")}
-            found = cls(rows=rows, checks=checks, classes=tuple(value["classes"]), **rest)
+            findings = tuple(Finding(**finding) for finding in value.get("findings", ()))
+            verdict = Verdict(**value["verdict"]) if value.get("verdict") is not None else None
+            own = ("rows", "checks", "classes", "findings", "verdict")
+            rest = {k: v for k, v in value.items() if k not in own}
+            found = cls(
+                rows=rows,
+                checks=checks,
+                classes=tuple(value["classes"]),
+                findings=findings,
+                verdict=verdict,
+                **rest,
+            )
         except (KeyError, TypeError) as error:
             raise DemiluneError(f"this is no evaluation of demilune's ({error}): evaluate the model again") from None
         try:
-            for part in (found, *rows, *checks):
+            for part in (found, *rows, *checks, *findings, *(() if verdict is None else (verdict,))):
                 check_types(part)
         except DemiluneError as error:
             raise DemiluneError(f"this is a broken evaluation ({error}): evaluate the model again") from None

@@ -8,6 +8,7 @@
     evaluations/<checkpoint>.json               a results.Evaluation
     evaluations/<checkpoint>.images.npz         per-image results
     evaluations/<checkpoint>.gallery.npz        example images
+    curves/…                                    the same for what figures are made of, and surveys
 
 Standard library only. Files are replaced whole (written beside, flushed to the disk, renamed), so that whatever
 stands under its final name is complete.
@@ -143,13 +144,13 @@ class RunFolder:
         """Return the file of the checkpoint ``last`` or ``best``."""
         return self.path / f"{name}.safetensors"
 
-    def evaluation(self, checkpoint: str) -> Path:
-        """Return the JSON file of a checkpoint's evaluation."""
-        return self.path / "evaluations" / f"{checkpoint}.json"
+    def evaluation(self, checkpoint: str, room: str = "evaluations") -> Path:
+        """Return the JSON file of a checkpoint's evaluation; ``room`` "curves" holds those that figures are made of."""
+        return self.path / room / f"{checkpoint}.json"
 
-    def evaluations(self) -> list[Path]:
+    def evaluations(self, room: str = "evaluations") -> list[Path]:
         """Return all evaluation files, "best" before "last"."""
-        return sorted((self.path / "evaluations").glob("*.json"))
+        return sorted((self.path / room).glob("*.json"))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the metrics, one dict per epoch."""

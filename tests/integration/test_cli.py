@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (["train", "digits-rat", "--data", "folder", "--data.root", "/nowhere", "--out", "x"], ["/nowhere"]),
         (["evaluate", "nowhere"], ["nowhere"]),
-        (["evaluate"], ["RUN|CHECKPOINT"]),
+        (["evaluate"], ["MODEL"]),
         (["list", "methds"], ["did you mean 'methods'"]),
         (["data", "cifar"], ["unknown data set 'cifar'"]),
         (["data", "digits", "--download"], ["scikit-learn"]),

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ import numpy as np
 import pytest
 
 from demilune import papers
+from demilune.diagnosis import diagnose
 from demilune.errors import DemiluneError
-from demilune.report import MARKER, build, compare, tables
+from demilune.paired import Difference, paired
+from demilune.report import MARKER, build, compare, robustbench, tables, verdicts
 from demilune.report.gallery import png
-from demilune.report.read import read
+from demilune.report.read import Entry, read
+from demilune.results import Finding, Verdict
+from demilune.surveys import Curvature, Direction, Landscape
 
 TITLES = {
     "clean": "Clean",
@@ -33,12 +38,20 @@ TITLES = {
 SAT = {"clean": 0.90, "fgsm": 0.62, "pgd10": 0.55, "cw10": 0.54, "multi9x30": 0.53, "worst": 0.53}
 RAT = {"clean": 0.94, "fgsm": 0.75, "pgd10": 0.70, "cw10": 0.62, "multi9x30": 0.55, "worst": 0.55}
 STANDARD = {"clean": 0.97, "fgsm": 0.15, "pgd10": 0.0, "cw10": 0.0, "multi9x30": 0.0, "worst": 0.0}
+SUMS = {
+    "autoattack.apgd_ce": "APGD-CE", "autoattack.apgd_t": "APGD-CE + APGD-T",
+    "autoattack.fab_t": "APGD-CE + APGD-T + FAB-T", "autoattack": "AutoAttack",
+}  # fmt: skip
+WHOLE = SAT | dict.fromkeys(SUMS, 0.53) | {"worst": 0.53}
+ASIDE = {"pgd10@scale=10": ("part", 0.55, 200), "unbounded": ("probe", 0.0, 50), "pgd10@eps=0.2": ("probe", 0.1, 200)}
 
 
 def evaluation(name: str, method: str, rates: Mapping[str, float], n: int = 200, **change: Any) -> dict[str, Any]:
+    """Return an evaluation as it was written before there were verdicts, roles and notes."""
+    titles = TITLES | SUMS
     rows = [
         {
-            "name": row, "title": TITLES.get(row, row), "attack": f"{row}()", "n": n,
+            "name": row, "title": titles.get(row, row), "attack": f"{row}()", "n": n,
             "right": round(rate * n), "right_after": min(n, round(rate * n) + (row != "clean")),
             "forwards": 1.5, "gradients": 10.0,
         }
@@ -58,13 +71,28 @@ def evaluation(name: str, method: str, rates: Mapping[str, float], n: int = 200,
     return value | change
 
 
+def doctored(name: str, method: str, aside: Mapping[str, tuple[str, float, int]], **change: Any) -> dict[str, Any]:
+    """Return an evaluation with AutoAttack's sums, and besides rows of other roles: (role, accuracy, n)."""
+    value = evaluation(name, method, WHOLE, **change)
+    for row, (role, rate, n) in aside.items():
+        whole = {"name": row, "title": row.upper(), "attack": "one()", "n": n, "right": round(rate * n)}
+        value["rows"].append(whole | {"right_after": None, "forwards": 1.0, "gradients": 1.0, "role": role, "note": ""})
+    value["rows"].append(value["rows"].pop([row["name"] for row in value["rows"]].index("worst")))
+    return value
+
+
 def per_image(value: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
     n = value["rows"][0]["n"]
     order = np.random.default_rng(seed).permutation(n)
     arrays: dict[str, np.ndarray] = {"ids": np.arange(n), "labels": np.arange(n) % 10}
     for row in value["rows"]:
+        if row["n"] != n:
+            arrays[f"place.{row['name']}"] = np.arange(row["n"]) * (n // row["n"])
+            arrays[f"right.{row['name']}"] = np.arange(row["n"]) < row["right"]
+            continue
         for reading, count in (("right", row["right"]), ("after", row["right_after"])):
-            arrays[f"{reading}.{row['name']}"] = np.isin(np.arange(n), order[:count])
+            if count is not None:
+                arrays[f"{reading}.{row['name']}"] = np.isin(np.arange(n), order[:count])
     return arrays
 
 
@@ -189,8 +217,8 @@ def test_the_page_says_what_was_found(three: list[Path], tmp_path: Path) -> None
     assert "Best in the worst case: rat, right on 55.0 ± 3.5 % of 200 images." in text
     assert "no difference beyond 2 standard errors between rat and sat" in text
     assert "upper bound on robust accuracy" in text and "AutoAttack was not run" in text
-    assert "PGD-10 overstates by at least 15.0 ±" in text
-    assert "points more than SAT shows here (2.0 ± 1.0)" in text
+    assert text.index("rat: ▲ overestimated by at least 15 points under PGD-10") < text.index("Best on clean images")
+    assert "sat: ? not examined: the strongest attack run is Multi-targeted 9x30" in text
     assert "epoch 4: sudden fall" in text
     assert "FGSM is stronger on 2 images" in text
     assert "demilune train rat demilune evaluate rat" in text
@@ -237,35 +265,158 @@ def test_an_attack_only_some_ran_keeps_its_place(tmp_path: Path) -> None:
 def test_paired_difference_is_mcnemars() -> None:
     first = np.array([True] * 6 + [False] * 4)
     second = np.array([True] * 3 + [False] * 6 + [True])
-    found = compare.paired(first, second)  # b = 3, c = 1, n = 10
+    found = paired(first, second)  # b = 3, c = 1, n = 10
     assert found.value == pytest.approx(0.2)
     assert found.error == pytest.approx(math.sqrt(4 - 4 / 10) / 10)
     assert not found.clear
-    assert compare.paired(first, first) == compare.Difference(0.0, 0.0, 10)
+    assert paired(first, first) == Difference(0.0, 0.0, 10)
 
 
-def test_a_gap_is_judged_against_sats_and_by_its_error(three: list[Path], tmp_path: Path) -> None:
-    def found(paths: list[Path]) -> dict[str, compare.Overstatement]:
-        entries = [entry for run in read(paths) for entry in run.entries]
-        return {one.entry.label: one for one in compare.overstatements(entries)}
+def entry_of(value: Mapping[str, Any], folder: Path) -> Entry:
+    return read([write_evaluation(folder / "one.json", value, 0)])[0].entries[0]
 
-    beside = found(three)
-    assert beside["rat"].warns and not beside["sat"].warns and not beside["standard"].warns
-    assert beside["rat"].gap.value == pytest.approx(0.15) and beside["sat"].excess is None
-    assert beside["rat"].excess == compare.Difference(
-        beside["rat"].gap.value - beside["sat"].gap.value,
-        math.hypot(beside["rat"].gap.error, beside["sat"].gap.error),
-        200,
+
+def test_an_old_evaluation_gets_the_verdict_that_it_would_get_now(three: list[Path], tmp_path: Path) -> None:
+    for run, kind in zip(read(three), ("not examined", "not examined", "overestimated"), strict=True):
+        (entry,) = run.entries
+        found = entry.evaluation
+        assert (found.findings, entry.verdict) == diagnose(found.rows, entry.images, found.checks)
+        assert entry.verdict.kind == kind and len(found.findings) == 11
+    assert entry.verdict.points == pytest.approx(0.15) and "G6" not in entry.verdict.text
+    bare = write_evaluation(tmp_path / "bare.json", evaluation("bare", "rat", RAT), 0)
+    bare.with_name("bare.images.npz").unlink()
+    assert read([bare])[0].entries[0].verdict.kind == "overestimated"
+
+
+def test_a_verdict_that_was_written_is_not_judged_anew(tmp_path: Path) -> None:
+    finding = Finding("G3", "an unbounded attack breaks everything", "fail", "accuracy 50 %", 0.5, 0.01, 0.03, "pgd10")
+    written = Verdict("masked", "masked, shown by Unbounded", "PGD-10", "PGD-10", 0.02, 0.01)
+    value = evaluation("a", "sat", SAT, verdict=asdict(written), findings=[asdict(finding)])
+    entry = entry_of(value, tmp_path)
+    assert entry.verdict == written and entry.evaluation.findings == (finding,)
+
+
+def test_no_robust_accuracy_without_its_verdict(three: list[Path], tmp_path: Path) -> None:
+    masked = write_run(tmp_path / "d", "masked <i>", "sat", None)
+    aside = ASIDE | {"unbounded": ("probe", 0.5, 50)}
+    write_evaluation(masked / "evaluations" / "best.json", doctored("masked <i>", "sat", aside), 4)
+    believed = write_run(tmp_path / "e", "believed", "sat", None)
+    write_evaluation(believed / "evaluations" / "best.json", doctored("believed", "sat", ASIDE), 5)
+    runs = [*three, masked, believed]
+    out = tmp_path / "report"
+    build(runs, out)
+    words = {
+        "standard": "not examined", "sat": "not examined", "rat": "overestimated by ≥ 15 points",
+        "masked <i>": "masked", "believed": "believable",
+    }  # fmt: skip
+    entries = [entry for run in read(runs) for entry in run.entries]
+    assert {entry.label: verdicts.short(entry.verdict) for entry in entries} == words
+    page = (out / "index.html").read_text(encoding="utf-8")
+    table = page[page.index('<section id="accuracy">') : page.index('<section id="doctor">')]
+    cells = re.findall(
+        r'<td class="text verdict"><a class="badge [a-z-]+" href="#(doctor-[0-9-]+)"[^>]*>(. [^<]*)</a>', table
     )
-    alone = found(three[2:])["rat"].excess
-    assert alone is not None and alone.value == pytest.approx(0.15 - compare.USUAL_GAP)
-    few = [
-        write_run(tmp_path / "few sat", "sat", "sat", SAT, n=20),
-        write_run(tmp_path / "few rat", "rat", "rat", RAT, n=20),
+    marks = {"not examined": "?", "overestimated": "▲", "masked": "✗", "believable": "✓"}
+    assert [said for _, said in cells] == [f"{marks[one.verdict.kind]} {words[one.label]}" for one in entries]
+    assert {name for name, _ in cells} <= set(parsed(out / "index.html").ids)
+    markdown, latex = (out / "table.md").read_text(), (out / "table.tex").read_text()
+    for entry in entries:
+        label = entry.label.replace("<", "&lt;").replace(">", "&gt;")
+        assert f"| {label} | {words[entry.label]} | 200 |" in markdown
+        assert f"- {label}: {entry.verdict.kind}" in markdown
+        line = next(line for line in latex.splitlines() if line.startswith(entry.label.split(" ")[0] + " "))
+        said = words[entry.label].replace("≥", "$\\ge$")
+        assert f" & {said} & 200 &" in line
+    with (out / "table.csv").open(newline="") as file:
+        for line in csv.DictReader(file):
+            (verdict,) = (one.verdict for one in entries if one.label == line["run"])
+            told = (line["verdict"], line["verdict_text"], line["strongest_attack"])
+            assert told == (verdict.kind, verdict.text, verdict.strongest)
+    caption = (out / "index.html").read_text(encoding="utf-8").split("The dashed line is chance. ")[1].split("<")[0]
+    assert caption.startswith(
+        "Verdicts: not examined: standard, sat; overestimated by ≥ 15 points: rat; masked: masked"
+    )
+
+
+def test_a_verdict_after_the_strongest_attacks_is_no_bound() -> None:
+    said = "overestimated by about 9 points under PGD-10"
+    assert verdicts.short(Verdict("overestimated", said, "PGD-10", "AutoAttack", 0.09, 0.01)).endswith("by ≈ 9 points")
+    odd = Verdict("masked", "gradients vanish", "PGD-10", "AutoAttack", 0.09, 0.01)
+    assert verdicts.short(odd) + verdicts.rest(odd) == "masked: gradients vanish"
+
+
+def test_parts_and_probes_are_no_columns(tmp_path: Path) -> None:
+    file = write_evaluation(tmp_path / "one.json", doctored("one", "sat", ASIDE), 0)
+    (entry,) = read([file])[0].entries
+    names = [name for name, _ in tables.main([entry]).columns]
+    assert names == [*(row for row in SAT if row != "worst"), *SUMS, "worst"]
+    out = tmp_path / "report"
+    text = parsed(build([file], out)).text
+    for name in ("table.md", "table.csv", "table.tex"):
+        assert "UNBOUNDED" not in (out / name).read_text() and "unbounded" not in (out / name).read_text()
+    cost = text[text.index("Attacks and their cost") :]
+    assert "UNBOUNDEDprobeone()" in cost and "PGD10@SCALE=10partone()" in cost
+
+
+def test_partial_sums_say_what_they_add_and_are_not_autoattack(tmp_path: Path) -> None:
+    entry = entry_of(doctored("one", "sat", {}), tmp_path)
+    heads = dict(tables.main([entry]).columns)
+    assert [heads[name] for name in SUMS] == ["APGD-CE", "+ APGD-T", "+ FAB-T", "AutoAttack"]
+    assert tables.bound([entry]) == tables.UPPER_BOUND
+    rates = {row: rate for row, rate in WHOLE.items() if row not in ("autoattack", "autoattack.fab_t")}
+    half = entry_of(evaluation("half", "sat", rates), tmp_path / "half")
+    assert tables.bound([half]).endswith("AutoAttack was not run.")
+    assert tables.bound([entry, half]).endswith("AutoAttack was not run on half.")
+
+
+def test_what_is_not_quite_what_it_is_called_says_so(tmp_path: Path) -> None:
+    value = doctored("one", "sat", ASIDE)
+    row = next(row for row in value["rows"] if row["name"] == "autoattack.apgd_t")
+    row["note"] = "the margin instead of DLR"
+    file = write_evaluation(tmp_path / "one.json", value, 0)
+    out = tmp_path / "report"
+    assert parsed(build([file], out)).text.count("APGD-CE + APGD-T: the margin instead of DLR") == 1
+    assert "- APGD-CE + APGD-T: the margin instead of DLR" in (out / "table.md").read_text()
+
+
+def test_the_doctors_checks_are_shown_with_value_and_threshold(three: list[Path], tmp_path: Path) -> None:
+    alone = write_evaluation(tmp_path / "one.json", doctored("one", "sat", ASIDE), 0)
+    index = build([three[2], alone], tmp_path / "report")
+    source = index.read_text(encoding="utf-8")
+    assert '<details id="doctor-0-0"><summary>' in source, "a plain evaluation answers one or two checks: folded"
+    assert '<details id="doctor-1-0" open><summary>' in source
+    text = parsed(index).text
+    text = text[text.index("Doctor", 200) :]
+    assert "G6 the choice of loss matters little✗ fail 15.0 ± 2.54.0PGD-10 and CW-10 apart: 8.0 ±" in text
+    assert "G3 an unbounded attack breaks everything✓ pass 0.0 ± 0.01.0" in text
+    assert "? not examined ––needs square, nattack or transfer" in text
+    assert "PGD-10 lies 15.0 ± 2.5 points above the worst case." in text
+
+
+def test_an_attack_on_fewer_images_belongs_to_those_it_names(tmp_path: Path) -> None:
+    fewer = {"odi": ("attack", 0.5, 50)}
+    here = entry_of(doctored("a", "sat", fewer), tmp_path / "a")
+    there = entry_of(doctored("b", "sat", {"odi": ("attack", 0.4, 50)}), tmp_path / "b")
+    assert compare.difference(here, there, "odi") == paired(np.arange(50) < 25, np.arange(50) < 20)
+    assert compare.tied(here, here, "odi")
+    assert "(n 50)" in tables.to_markdown([[here]])
+    file = here.path.with_name("one.images.npz")
+    with np.load(file) as opened:
+        arrays = {name: opened[name] for name in opened.files}
+    place = arrays.pop("place.odi")
+    wrongs: list[np.ndarray | None] = [
+        None,
+        place[:-1],
+        place[::-1],
+        place + 10,
+        place - 1,
+        place.astype(float),
+        place[:, None],
     ]
-    assert not found(few)["rat"].warns
-    text = parsed(build(few, tmp_path / "report")).text
-    assert "inconclusive at n = 20" in text and "not to be read as robustness" not in text
+    for wrong in wrongs:
+        np.savez(file, **arrays, **({} if wrong is None else {"place.odi": wrong}))
+        with pytest.raises(DemiluneError, match=r"do not belong together \(row 'odi'\)"):
+            read([here.path])
 
 
 def test_pairs_are_aligned_by_id_and_need_the_same_images(three: list[Path]) -> None:
@@ -353,7 +504,7 @@ def test_latex_is_a_whole_booktabs_table(three: list[Path], tmp_path: Path) -> N
     latex = (tmp_path / "report" / "table.tex").read_text()
     body = latex[latex.index("\\toprule") : latex.index("\\bottomrule")]
     rows = [line for line in body.splitlines() if line.endswith("\\\\")]
-    spec = re.search(r"\\begin\{tabular\}\{(l r*|lr*)\}", latex)
+    spec = re.search(r"\\begin\{tabular\}\{(llr+)\}", latex)
     assert spec is not None
     assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(spec[1])}
     assert latex.count("{") == latex.count("}") and latex.isascii()
@@ -460,6 +611,190 @@ def test_a_report_needs_no_torch(three: list[Path], tmp_path: Path) -> None:
     words = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "report"), *map(str, three)]
     done = subprocess.run(words, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)})
     assert done.returncode == 0, done.stderr
+
+
+def survey_file(*surveys: Direction | Landscape | Curvature, **change: Any) -> dict[str, Any]:
+    about = {
+        "subject": "rat", "checkpoint": "best", "data": "digits", "data_sha256": {"test_images": "ab" * 32},
+        "data_official": True, "split": "test", "seed": 0, "seconds": 1.0, "environment": {},
+        "command": "demilune curves rat --only surveys",
+    }  # fmt: skip
+    return {"surveys": [one.to_json() for one in surveys]} | about | change
+
+
+def survey_values() -> tuple[Direction, Landscape, Landscape, Curvature]:
+    places, n = (-1.0, 0.0, 1.0), 20
+    way = Direction(
+        (0.0, 1.0, 2.0), (0.1, 1.0, 2.0), (0.1,) * 3, (0.5,), ((0.1,), (0.9,), (1.8,)), (20, 8, 1), (0.9, 0.4, 0.1),
+        (0.1, 0.5, 0.6), n, 25, "RAT()", "linf", 0.1,
+    )  # fmt: skip
+    grid, right = tuple(tuple(a * a + b for b in places) for a in places), ((20, 10, 0),) * 3
+    plane = Landscape("input", ("to the attack", "random"), places, places, grid, right, n, "clean", 0.0, "linf", 0.1)
+    line = Landscape(
+        "weights", ("random", "none"), places, (0.0,), ((1.0,), (0.5,), (1.0,)), ((1,), (9,), (2,)), n, "clean", 0.0,
+        "linf", 0.1,
+    )  # fmt: skip
+    bend = Curvature("weights", "clean", (12.5,), 1000, n, 9, 1e-4, 1e-3, 1e-6, "linf", 0.1)
+    return way, plane, line, bend
+
+
+def curve_files() -> dict[str, dict[str, Any]]:
+    """Return what a run's folder of curves holds, by name."""
+
+    def rows(prefix: str, keys: tuple[object, ...]) -> dict[str, float]:
+        return {"clean": 0.9} | {f"{prefix}.{key}": 0.9 - 0.05 * i for i, key in enumerate(keys)} | {"worst": 0.5}
+
+    def measured(rates: Mapping[str, float], kind: str, **change: Any) -> dict[str, Any]:
+        return evaluation("rat", "rat", rates, **change) | {"command": f"demilune curves rat --only {kind}"}
+
+    way, plane, line, bend = survey_values()
+    noted = measured(rows("corruption", ("snow.1", "fog.2")), "corruptions")
+    noted["rows"][1]["note"] = "missing: frost (needs photographs: --frost DIR)"
+    return {
+        "best_iterations": measured(rows("iterations", (1, 2, "1_any")), "iterations"),
+        "best_budgets": measured(rows("budget.pgd10", (1, 8, 16)), "budgets"),
+        "best_corruptions": noted,
+        "best_gaps_n200": measured({"clean": 0.9, "pgd10": 0.5, "worst": 0.5}, "gaps"),
+        "best_train_gaps_n400": measured({"clean": 1.0, "pgd10": 0.8, "worst": 0.8}, "gaps", split="train", n=400),
+        "best_direction_n25": survey_file(way),
+        "best_landscape": survey_file(plane, line),
+        "best_curvature": survey_file(bend),
+        "best_crosscheck": {"kind": "agreement", "rows": []},
+    }
+
+
+def write_curves(run: Path, curves: Mapping[str, Mapping[str, Any]]) -> Path:
+    (run / "curves").mkdir()
+    for name, value in curves.items():
+        (run / "curves" / f"{name}.json").write_text(json.dumps(value))
+    return run
+
+
+CURVES = {
+    "iterations", "budgets", "corruptions", "gaps", "direction", "landscape-input", "profile-weights",
+}  # fmt: skip
+
+
+def figure_names(out: Path) -> set[str]:
+    return {path.stem for path in (out / "figures").iterdir()}
+
+
+def test_curves_are_drawn_with_what_measured_them(three: list[Path], tmp_path: Path) -> None:
+    write_curves(three[2], curve_files())
+    out = tmp_path / "report"
+    page = parsed(build(three, out))
+    assert figure_names(out) >= CURVES
+    assert len(page.ids) == len(set(page.ids)) and all(link.startswith(("data:", "#")) for link in page.links)
+    text = page.text[page.text.index("Curves", 400) :]
+    assert all(
+        f"demilune curves rat --only {kind}" in text for kind in ("iterations", "budgets", "corruptions", "gaps")
+    )
+    assert text.count("demilune curves rat --only surveys") == 4
+    assert "rat: missing: frost (needs photographs: --frost DIR)." in text
+    assert "n = 400 training images each. n = 200 test images each." in text
+    assert text.count("Verdicts: overestimated by ≥ 15 points: rat.") == 4, "of the checkpoint that the curves are of"
+    assert "12.5" in text and "rat lacks" in text
+    numbers = (out / "curves.md").read_text()
+    assert "mean of 12" in numbers and "| rat | weights, clean | 12.5 |" in numbers
+    build(three, tmp_path / "again")
+    for path in out.rglob("*"):
+        assert path.is_dir() or path.read_bytes() == (tmp_path / "again" / path.relative_to(out)).read_bytes()
+    build(three[:2], out)
+    assert not figure_names(out) & CURVES and not (out / "curves.md").exists(), "gone with the run that had them"
+
+
+def test_curves_of_other_settings_or_files_share_no_line(three: list[Path], tmp_path: Path) -> None:
+    iterations = curve_files()["best_iterations"]
+    write_curves(three[1], {"best_iterations": iterations | {"eps": 0.2, "data_official": False}})
+    write_curves(three[2], {"best_iterations": iterations, "last_iterations": iterations, "best_gaps": {}})
+    (three[2] / "curves" / "best_gaps.json").write_text(json.dumps(curve_files()["best_gaps_n200"]))
+    out = tmp_path / "report"
+    text = parsed(build(three, out)).text
+    assert {name for name in figure_names(out) if name.startswith(("iterations", "gaps"))} == {
+        "iterations-1",
+        "iterations-2",
+    }, "and one side is no gap"
+    assert "digits (test), L∞ ball, ε = 51/255" in text and "data: not the official files" in text
+    source = (out / "figures" / "iterations-2.svg").read_text()
+    assert "rat (best_iterations)" in source and "rat (last_iterations)" in source
+
+
+def broken_curves() -> list[tuple[str, str]]:
+    files = curve_files()
+    way = files["best_direction_n25"]
+    return [
+        ("{", "cannot be read"),
+        ("[]", "no JSON object"),
+        ("{}", "neither an evaluation nor a survey"),
+        (json.dumps(evaluation("a", "sat", SAT)), "no figure is made"),
+        (json.dumps(files["best_iterations"] | {"rows": []}), "counts no images"),
+        (json.dumps(files["best_iterations"] | {"eps": None}), "broken evaluation"),
+        (json.dumps({"surveys": 3}), "broken survey"),
+        (json.dumps(way | {"surveys": []}), "broken survey"),
+        (json.dumps(way | {"surveys": [3]}), "broken survey"),
+        (json.dumps(way | {"data_sha256": {"x": 3}}), "broken survey"),
+        (json.dumps(way | {"surveys": [{"kind": "dirction"}]}), "did you mean 'direction'"),
+        (json.dumps(way | {"surveys": [way["surveys"][0] | {"right": [1]}]}), "broken direction"),
+    ]
+
+
+@pytest.mark.parametrize(("content", "words"), broken_curves())
+def test_broken_curves_are_refused_in_one_line(content: str, words: str, tmp_path: Path) -> None:
+    run = write_curves(write_run(tmp_path / "run", "sat", "sat", SAT), {})
+    (run / "curves" / "best_iterations.json").write_text(content)
+    with pytest.raises(DemiluneError) as refusal:
+        build([run], tmp_path / "report")
+    told = str(refusal.value)
+    assert str(run / "curves" / "best_iterations.json") in told and words in told and "\n" not in told
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_foreign_models_folder_needs_no_experiment(tmp_path: Path) -> None:
+    home = tmp_path / "theirs"
+    write_evaluation(home / "evaluations" / "model.json", evaluation("their net", "foreign", RAT), 0)
+    (home / "model.json").write_text(json.dumps({"name": "their net", "model": {}, "trial": {}}))
+    write_curves(home, {"model_iterations": curve_files()["best_iterations"]})
+    (run,) = read([home])
+    assert run.experiment is None and run.label == "their net" and len(run.entries) == len(run.curves) == 1
+    build([home], tmp_path / "report")
+    found = json.loads((tmp_path / "report" / "robustbench" / "their-net_model.json").read_text())
+    assert found["additional_data"] is None
+
+
+ROBUSTBENCH = (
+    "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
+    "clean_acc", "reported", "autoattack_acc", "footnote", "unreliable",
+)  # fmt: skip
+
+
+def test_robustbench_is_told_what_is_known_and_no_more(three: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    build(three, out)
+    assert {path.name for path in (out / "robustbench").iterdir()} == {
+        "standard_best.json", "sat_best.json", "rat_best.json",
+    }  # fmt: skip
+    found = json.loads((out / "robustbench" / "rat_best.json").read_text())
+    assert tuple(found) == ROBUSTBENCH
+    assert (found["clean_acc"], found["reported"], found["autoattack_acc"]) == ("94.00", "70.00", "")
+    assert (found["eps"], found["dataset"], found["additional_data"]) == ("0.1", "digits", False)
+    assert [found[key] for key in ("link", "name", "authors", "venue", "unreliable")] == ["", "", "", "", None]
+    assert "overestimated by at least 15 points" in found["footnote"] and "200 test images" in found["footnote"]
+    whole = robustbench(entry_of(doctored("one", "rst + extra images", ASIDE, eps=8 / 255), tmp_path / "one"))
+    assert (whole["autoattack_acc"], whole["unreliable"], whole["eps"]) == ("53.00", False, "8/255")
+    assert whole["additional_data"] is True and "external" not in whole
+    value = doctored("one", "sat", {"unbounded": ("probe", 0.5, 50)})
+    next(row for row in value["rows"] if row["name"] == "worst")["right"] = 90
+    lower = robustbench(entry_of(value, tmp_path / "lower"))
+    assert (lower["external"], lower["unreliable"]) == ("45.00", True)
+    half = robustbench(entry_of(evaluation("half", "sat", SAT | {"autoattack.apgd_t": 0.5}), tmp_path / "half"))
+    assert half["autoattack_acc"] == ""
+
+
+def test_names_that_files_cannot_have_are_told_apart(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, label, "sat", SAT) for name, label in (("a", "../x y"), ("b", "..|X|y"))]
+    build(runs, tmp_path / "report")
+    names = {path.name for path in (tmp_path / "report" / "robustbench").iterdir()}
+    assert names == {"..-x-y_best.json", "..-X-y_best_.json"}
 
 
 def test_png_is_what_was_put_in() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from demilune.attacks.apgd import APGD, TargetedAPGD
 from demilune.attacks.base import (
     Attack,
     BatchNormMode,
@@ -13,12 +14,21 @@ from demilune.attacks.base import (
     Model,
     Readings,
     ascend,
+    breach,
     frozen,
     read,
     seeded,
 )
-from demilune.attacks.judge import Verdict, correct, judged, survivors
+from demilune.attacks.decomposition import MarginDecomposition
+from demilune.attacks.fab import FAB, FABT
+from demilune.attacks.judge import Verdict, correct, judged, right, survivors
+from demilune.attacks.nattack import NATTACK
+from demilune.attacks.odi import ODI
 from demilune.attacks.pgd import CW, FGSM, KLPGD, PGD, BestOf, MultiTargeted, TargetedPGD
+from demilune.attacks.rescale import Rescaled
+from demilune.attacks.sampling import Uniform
+from demilune.attacks.square import Square
+from demilune.attacks.transfer import Transfer
 
 ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
     {
@@ -29,30 +39,53 @@ ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
         "targeted_pgd": TargetedPGD,
         "multi_targeted": MultiTargeted,
         "best_of": BestOf,
+        "apgd": APGD,
+        "apgd_t": TargetedAPGD,
+        "fab": FAB,
+        "fab_t": FABT,
+        "square": Square,
+        "nattack": NATTACK,
+        "md": MarginDecomposition,
+        "odi": ODI,
+        "uniform": Uniform,
+        "rescaled": Rescaled,
     }
 )
 
 __all__ = [
+    "APGD",
     "ATTACKS",
     "CW",
+    "FAB",
+    "FABT",
     "FGSM",
     "KLPGD",
+    "NATTACK",
+    "ODI",
     "PGD",
     "Attack",
     "BatchNormMode",
     "BestOf",
     "Iterate",
     "IterativeAttack",
+    "MarginDecomposition",
     "Model",
     "MultiTargeted",
     "Readings",
+    "Rescaled",
+    "Square",
+    "TargetedAPGD",
     "TargetedPGD",
+    "Transfer",
+    "Uniform",
     "Verdict",
     "ascend",
+    "breach",
     "correct",
     "frozen",
     "judged",
     "read",
+    "right",
     "seeded",
     "survivors",
 ]

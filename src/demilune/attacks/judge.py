@@ -41,7 +41,11 @@ def survivors(
 def correct(model: Model, x: Tensor, y: Tensor) -> Tensor:
     """Return which images are classified correctly, bool [N]; NaN logits are never correct."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        logits = model(x)
+        return right(model(x), y)
+
+
+def right(logits: Tensor, y: Tensor) -> Tensor:
+    """Return which logits [N,K] say the label, bool [N]; NaN never does."""
     return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)
 
 

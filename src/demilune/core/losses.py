@@ -42,3 +42,22 @@ def targeted_margin(logits: Tensor, y: Tensor, wrong: Tensor) -> Tensor:
     """Return z_t - z_y for the class t = ``wrong`` [N] an attack aims at, [N]."""
     logits = widened(logits)
     return (logits.gather(1, wrong[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Return (max_{i≠y} z_i - z_y) / (z_π1 - z_π3 + 1e-12), [N]: the difference of logits ratio, of 3 classes or more.
+
+    π sorts an image's logits by falling value. Neither shifting nor scaling the logits changes it. Source: Croce &
+    Hein 2020, there with the opposite sign of the margin; attacks.md 6.1.
+    """
+    top = widened(logits).topk(3, dim=1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, wrong: Tensor) -> Tensor:
+    """Return (z_t - z_y) / (z_π1 - (z_π3 + z_π4)/2 + 1e-12) for the class t = ``wrong`` [N], [N]; of 4 classes or more.
+
+    π sorts an image's logits by falling value. Source: Croce & Hein 2020; attacks.md 6.1.
+    """
+    top = widened(logits).topk(4, dim=1).values
+    return targeted_margin(logits, y, wrong) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)

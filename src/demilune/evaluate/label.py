@@ -14,7 +14,7 @@ import torch
 from demilune.checkpoint import load_run
 from demilune.data.extra import unlabelled
 from demilune.errors import DemiluneError
-from demilune.evaluate.assess import check_data, rebuild
+from demilune.evaluate.subject import check_data, rebuild
 from demilune.evaluate.table import save_npz
 from demilune.experiment import Experiment, build
 from demilune.options import overlaid

@@ -30,21 +30,34 @@ EOT = 20
 """Passes averaged when a model is found randomised (expectation over transformation)."""
 
 SAVE_EVERY = 20.0
-"""Seconds of work that an interruption may lose."""
+"""Seconds of work that an interruption may lose, besides the batch at work."""
+
+TICK = 1.0
+"""Seconds between signs of life within a batch."""
+
+GALLERY = 2000
+"""Passes per image above which an attack is not run once more for example images."""
 
 
 class Counted:
-    """A model that counts the images run forward, and those of them whose input gradient was taken."""
+    """A model that counts the images run forward, and those of them whose input gradient was taken.
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    ``tick`` is called now and then, and may raise to stop an attack in the middle.
+    """
+
+    def __init__(self, model: Model, tick: Callable[[int], None] = lambda forwards: None) -> None:
+        self.model, self.tick = model, tick
         self.forwards = 0
         self.gradients = 0
+        self.told = time.monotonic()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits."""
         self.forwards += len(x)
         self.gradients += len(x) if torch.is_grad_enabled() else 0
+        if time.monotonic() - self.told > TICK:
+            self.told = time.monotonic()
+            self.tick(self.forwards)
         return self.model(x)
 
 
@@ -59,12 +72,18 @@ class Findings(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What an evaluation tells whoever watches: the entry at work, images done with it, and of how many."""
+    """What an evaluation tells whoever watches: the entry at work, images done with it, and of how many.
+
+    ``right`` are standing so far. ``within``: the share of the batch at work of ``batch`` images, by its passes, of
+    the most they can be.
+    """
 
     title: str
     done: int
     total: int
     right: int
+    within: float
+    batch: int = 0
 
 
 def evaluate(
@@ -86,13 +105,21 @@ def evaluate(
     ``search`` gives the model in the precision to search in; verdicts are the model's own, in float32. With
     ``partial`` the per-image results so far are kept in that file, and an interrupted evaluation of the same
     ``identity`` goes on where it stopped. Draws are addressed by image, so neither ``batch`` nor an interruption
-    changes one.
+    changes one. Images that need no attack (wrong when clean, or broken by the entry that this one comes ``after``)
+    are left out before batches are made. ``watch`` may raise to stop.
     Raises DemiluneError where ε = 0 does not give exactly the clean accuracy, or a result contradicts itself.
     """
     with frozen(model, "eval"):
         with seeded(rng.sub("randomised"), split.ids.device):
             randomised = is_randomised(model, layout(split.pixels(_range(split, 0, 64))))
-        counted = Counted(model)
+        state = Progress("clean", 0, len(split), 0, 0.0)
+
+        def tick(forwards: int) -> None:
+            within = min(1.0, (forwards - begun) / max(1.0, most)) if most else 0.0
+            watch(state._replace(within=within))
+
+        begun, most = 0, 0
+        counted = Counted(model, tick)
         seek = search(averaged(counted, EOT) if randomised else counted)
         if not randomised:
             self_check(model, layout(split.pixels(_range(split, 0, batch))), split, ball, rng)
@@ -100,21 +127,26 @@ def evaluate(
         saved = time.monotonic()
         try:
             for one in (None, *entries):
-                for rows in torch.arange(len(split)).split(batch):
+                title = "clean" if one is None else list(one.titles.values())[-1]
+                needed, done = book.needed(one), 0
+                for rows in needed.split(batch):
+                    done += len(rows)
                     if book.has(one, rows):
                         continue
-                    before = (counted.forwards, counted.gradients)
+                    begun, before = counted.forwards, counted.gradients
+                    most = len(rows) * (one.cost[0] * (EOT if randomised else 1) if one else 1)
+                    state = Progress(title, done - len(rows), len(needed), book.count(one), 0.0, len(rows))
                     part = split.take(rows.to(split.ids.device))
                     x, draws = layout(part.pixels(slice(None))), rng.images(part.ids)
-                    if one is None:
-                        with seeded(draws.sub("clean"), x.device):
-                            book.note(None, rows, {"clean": correct(model, x, part.labels)}, (len(x), 0))
-                    else:
-                        after = attacked(one, model, seek, x, part.labels, ball, draws, book.right("clean", rows))
-                        book.note(one, rows, after, (counted.forwards - before[0], counted.gradients - before[1]))
-                    title = "clean" if one is None else list(one.rows().values())[-1]
-                    done = int(rows[-1]) + 1
-                    watch(Progress(title, done, len(split), book.count(one, done)))
+                    with seeded(draws.sub(next(iter(one.titles)) if one else "clean"), x.device):
+                        if one is None:
+                            after: Mapping[str, Tensor] = {"clean": correct(model, x, part.labels)}
+                            spent = (len(x), 0)
+                        else:
+                            after = one.run(model, seek, x, part.labels, ball, draws)
+                            spent = (counted.forwards - begun, counted.gradients - before)
+                    book.note(one, rows, after, spent)
+                    watch(Progress(title, done, len(needed), book.count(one), 0.0))
                     if partial is not None and time.monotonic() - saved > SAVE_EVERY:
                         book.save(partial)
                         saved = time.monotonic()
@@ -123,28 +155,10 @@ def evaluate(
                 book.save(partial)
         table = book.table(entries)
         images = book.images(entries, split)
+        state, most = Progress("example images", 0, 1, 0, 0.0), 0
         with seeded(rng.sub("gallery"), split.ids.device):
             gallery = pick_examples(model, seek, split, ball, entries, rng, images["right.clean"], layout, examples)
     return Findings(table, checks(table, images, randomised), randomised, images, gallery)
-
-
-def attacked(
-    one: Entry, model: Model, search: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream, clean: Tensor
-) -> dict[str, Tensor]:
-    """Return for each row which images are right after the attack, bool [N] on the cpu.
-
-    Images that were wrong to begin with (not ``clean``) count as broken; only the papers' reading attacks them too.
-    """
-    kept = torch.arange(len(x)) if one.everywhere() else clean.nonzero().squeeze(1)
-    after = {name: torch.zeros(len(x), dtype=torch.bool) for name in one.rows()}
-    if len(kept):
-        pick = kept.to(x.device)
-        draws = rng.take(pick)
-        with seeded(draws.sub(next(iter(after))), x.device):
-            found = one.run(model, search, x[pick], y[pick], ball, draws)
-        for name, verdict in found.items():
-            after[name][kept] = verdict.cpu()
-    return after
 
 
 class Book:
@@ -152,9 +166,14 @@ class Book:
 
     def __init__(self, key: str, entries: Sequence[Entry], n: int) -> None:
         self.key, self.n = key, n
-        self.titles = {name: title for one in entries for name, title in one.rows().items()}
+        self.titles = {name: title for one in entries for name, title in one.titles.items()}
         self.known = {name: np.full(n, -1, np.int8) for name in ("clean", *self.titles)}
         self.cost = {name: np.zeros(2) for name in self.known}
+        self.roles = {name: one.role for one in entries for name in one.titles}
+        # Some of the images, the same for every model; fewer are part of more.
+        order = Stream.of(0, "subset", "row").permutation("images", n).numpy()
+        self.place = {name: np.sort(order[: one.most or n]) for one in entries for name in one.titles}
+        self.place["clean"] = np.arange(n)
 
     @classmethod
     def open(
@@ -186,14 +205,25 @@ class Book:
         known = {f"known.{k}": v for k, v in self.known.items()}
         save_npz(path, {"key": np.array(self.key), **known, **{f"cost.{k}": v for k, v in self.cost.items()}})
 
+    def needed(self, one: Entry | None) -> Tensor:
+        """Return the places, int64, of the images an entry has to attack, and note the others it judges as broken.
+
+        Which they are depends only on the rows before, so that batches are cut alike whenever the work goes on.
+        """
+        if one is None:
+            return torch.arange(self.n)
+        place = self.place[next(iter(one.titles))]
+        standing = np.full(self.n, True) if one.everywhere else self.known["clean"] == 1
+        if one.after:
+            standing = standing & (self.known[one.after] == 1)
+        for name in one.titles:
+            self.known[name][place[~standing[place]]] = 0
+        return torch.from_numpy(place[standing[place]])
+
     def has(self, one: Entry | None, rows: Tensor) -> bool:
         """Say whether these images are done."""
-        names = ["clean"] if one is None else list(one.rows())
+        names = ["clean"] if one is None else list(one.titles)
         return all(bool((self.known[name][rows.numpy()] >= 0).all()) for name in names)
-
-    def right(self, name: str, rows: Tensor) -> Tensor:
-        """Return a row's verdicts for these images."""
-        return torch.from_numpy(self.known[name][rows.numpy()] == 1)
 
     def note(self, one: Entry | None, rows: Tensor, after: Mapping[str, Tensor], cost: tuple[int, int]) -> None:
         """Record verdicts; an entry's cost is that of all its rows together."""
@@ -201,49 +231,54 @@ class Book:
             self.known[name][rows.numpy()] = verdict.cpu().numpy()
             self.cost[name] += cost
 
-    def count(self, one: Entry | None, done: int) -> int:
-        """Return how many of the first images survive so far."""
-        name = "clean" if one is None else list(one.rows())[-1]
-        return int(((self.known[name][:done] == 1) & (self.known["clean"][:done] == 1)).sum())
+    def count(self, one: Entry | None) -> int:
+        """Return how many images survive so far."""
+        return int(self.strict("clean" if one is None else list(one.titles)[-1]).sum())
 
     def strict(self, name: str) -> NDArray[np.bool_]:
-        """Return which images are right both clean and after the attack."""
-        return np.asarray((self.known[name] == 1) & (self.known["clean"] == 1), np.bool_)
+        """Return which of a row's images are right both clean and after the attack."""
+        place = self.place[name]
+        return np.asarray((self.known[name][place] == 1) & (self.known["clean"][place] == 1), np.bool_)
 
     def worst(self) -> NDArray[np.bool_]:
-        """Return which images no attack broke."""
-        return np.asarray(np.logical_and.reduce([self.strict(name) for name in self.known]), np.bool_)
+        """Return which images no attack in the ball broke."""
+        standing = self.known["clean"] == 1
+        for name, role in self.roles.items():
+            if role != "probe":
+                standing = standing & (self.known[name] != 0)
+        return np.asarray(standing, np.bool_)
 
     def table(self, entries: Sequence[Entry]) -> tuple[Row, ...]:
         """Return the rows: clean, one per reading, and the worst case per image."""
-        rows = [self._row("clean", "Clean", "none", self.strict("clean"), True)]
+        rows = [self._row("clean", "Clean", "none", None)]
         for one in entries:
-            rows += [
-                self._row(name, title, repr(one.attack()), self.strict(name), one.everywhere())
-                for name, title in one.rows().items()
-            ]
-        whole = sum(self.cost[next(iter(one.rows()))] for one in entries)
+            rows += [self._row(name, title, one.described(), one) for name, title in one.titles.items()]
+        whole = sum((self.cost[next(iter(one.titles))] for one in entries if one.role != "probe"), np.zeros(2))
         worst = Row(
             "worst", "Worst case", "all of the above", self.n, int(self.worst().sum()), None, *_each(whole, self.n)
         )
         return (*rows, worst)
 
-    def _row(self, name: str, title: str, attack: str, strict: NDArray[np.bool_], everywhere: bool) -> Row:
-        after = int((self.known[name] == 1).sum()) if everywhere else None
-        return Row(name, title, attack, self.n, int(strict.sum()), after, *_each(self.cost[name], self.n))
+    def _row(self, name: str, title: str, attack: str, one: Entry | None) -> Row:
+        place, n = self.place[name], len(self.place[name])
+        after = int((self.known[name][place] == 1).sum()) if one is None or one.everywhere else None
+        cost = _each(self.cost[name], n)
+        role, note = "attack" if one is None else one.role, "" if one is None else one.note
+        return Row(name, title, attack, n, int(self.strict(name).sum()), after, *cost, role=role, note=note)
 
     def images(self, entries: Sequence[Entry], split: Split) -> dict[str, NDArray[Any]]:
         """Return the per-image arrays that are saved."""
         found: dict[str, NDArray[Any]] = {"ids": split.ids.cpu().numpy(), "labels": split.labels.cpu().numpy()}
         found |= {f"right.{name}": self.strict(name) for name in self.known}
+        found |= {f"place.{name}": place for name, place in self.place.items() if len(place) < self.n}
         for one in entries:
-            if one.everywhere():
-                found |= {f"after.{name}": self.known[name] == 1 for name in one.rows()}
+            if one.everywhere:
+                found |= {f"after.{name}": self.known[name][self.place[name]] == 1 for name in one.titles}
         return found | {"right.worst": self.worst()}
 
 
-def _each(cost: NDArray[np.float64] | int, n: int) -> tuple[float, float]:
-    forwards, gradients = np.asarray(cost, dtype=float) / n
+def _each(cost: NDArray[np.float64], n: int) -> tuple[float, float]:
+    forwards, gradients = cost / n
     return float(forwards), float(gradients)
 
 
@@ -257,7 +292,7 @@ def checks(table: Sequence[Row], images: Mapping[str, NDArray[Any]], randomised:
     else:
         found.append(Check("eps = 0", "pass", "an attack of radius 0 gave exactly the clean predictions"))
     for name in rows:
-        if name.endswith("_any") and not randomised:
+        if name.startswith("pgd") and name.endswith("_any") and not randomised:
             base = name.removesuffix("_any").split("x")[0]
             last = images[f"right.{base}"]
             if (images[f"right.{name}"] & ~last).any():
@@ -336,8 +371,10 @@ def pick_examples(
     found = {"ids": ids.cpu().numpy(), "labels": y.cpu().numpy(), "clean": x.contiguous().cpu().numpy()}
     found["clean_probabilities"] = confidence(x)
     for one in entries:
-        name = list(one.rows())[-1]
-        attacked = one.attack()(search, x, y, ball, rng.images(ids))
+        name = list(one.titles)[-1]
+        if one.of is None or one.role != "attack" or sum(one.cost) > GALLERY:
+            continue
+        attacked = one.of(search, x, y, ball, rng.images(ids))
         found[f"image.{name}"] = attacked.contiguous().cpu().numpy()
         found[f"probabilities.{name}"] = confidence(attacked)
     return found

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demilune.errors import DemiluneError
-from demilune.report import figures, html, tables
+from demilune.report import figures, html, leaderboard, tables
+from demilune.report.leaderboard import robustbench
+from demilune.report.panels import Panel, panels
 from demilune.report.read import read
 from demilune.runs import disk_refusal, read_json, replacing
 
+OWN = r"curves\.md|figures/[a-z0-9-]+\.(svg|png)|robustbench/[A-Za-z0-9._-]+\.json"
 MARKER = "demilune-report.json"  # says that a folder is a report, and which files are its own
 
 
@@ -22,13 +25,13 @@ def build(runs: Sequence[Path], out: Path) -> Path:
     """Write the report of run folders and evaluation files into the folder ``out``; return its index.html.
 
     ``out`` must be new, empty or a former report, which is replaced file by file. Besides the page, which
-    holds all it shows, come ``table.md``, ``table.csv``, ``table.tex`` and ``figures/`` as PNG and SVG. The
-    same input gives the same bytes.
+    holds all it shows, come ``table.md``, ``table.csv``, ``table.tex``, ``curves.md``, ``figures/`` as PNG and
+    SVG, and ``robustbench/``, a description of each evaluation. The same input gives the same bytes.
     """
     former = _former(out)
     read_runs = read(runs)
     shown = html.sections(read_runs)
-    training = figures.training(read_runs)
+    training, curves = figures.training(read_runs), panels(read_runs)
     entries = [entry for run in read_runs for entry in run.entries]
     groups = [section.entries for section in shown]
     files: dict[str, bytes] = {
@@ -36,12 +39,27 @@ def build(runs: Sequence[Path], out: Path) -> Path:
         "table.csv": tables.to_csv(entries).encode(),
         "table.tex": tables.to_latex(groups).encode(),
     }
-    for drawing in [*training, *(drawing for section in shown for drawing in section.drawings)]:
+    plates = [plate for panel in curves for plate in panel.plates]
+    drawings = [*training, *(drawing for section in shown for drawing in section.drawings)]
+    for drawing in [*drawings, *(plate.drawing for plate in plates if plate.drawing is not None)]:
         files[f"figures/{drawing.name}.svg"] = drawing.svg.encode()
         files[f"figures/{drawing.name}.png"] = drawing.png
-    files["index.html"] = html.page(read_runs, shown, training).encode()
+    if any(plate.numbers is not None for plate in plates):
+        files["curves.md"] = _numbers(curves).encode()
+    files |= leaderboard.files(entries)
+    files["index.html"] = html.page(read_runs, shown, training, curves).encode()
     _write(out, files, former)
     return out / "index.html"
+
+
+def _numbers(curves: Sequence[Panel]) -> str:
+    """Return the small tables of the curves as Markdown."""
+    return "\n".join(
+        f"**{panel.title}**\n\n{plate.numbers.to_markdown()}"
+        for panel in curves
+        for plate in panel.plates
+        if plate.numbers is not None
+    )
 
 
 def _former(out: Path) -> list[str]:
@@ -69,8 +87,8 @@ def _write(out: Path, files: dict[str, bytes], former: Sequence[str]) -> None:
     for name, content in files.items():
         with replacing(out / name) as beside:
             beside.write_bytes(content)
-    for name in former:  # figures of a former report that this one has not; never anything but a figure
-        if name not in files and re.fullmatch(r"figures/[a-z0-9-]+\.(svg|png)", name):
+    for name in former:  # what a former report had and this one has not; never anything but what reports are made of
+        if name not in files and re.fullmatch(OWN, name):
             (out / name).unlink(missing_ok=True)
     _mark(out, list(files))
 
@@ -80,4 +98,4 @@ def _mark(out: Path, names: Sequence[str]) -> None:
         beside.write_text(json.dumps({"files": sorted(set(names))}, indent=1) + "\n", encoding="utf-8")
 
 
-__all__ = ["MARKER", "build"]
+__all__ = ["MARKER", "build", "robustbench"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from demilune.report import theme
+from demilune.report import theme, verdicts
 from demilune.report.read import Entry, Run, number
 from demilune.report.tables import Published, columns
 
@@ -207,15 +207,16 @@ def accuracy(entries: Sequence[Entry], name: str) -> Drawing:
         axes.set_xlabel("accuracy, %")
         _legend(figure, [(entry.run, entry) for entry in entries])
 
-    worst = "; ".join(
-        f"{entry.label} " + ", ".join(f"{row.title} {theme.percent(row.accuracy)}" for row in entry.evaluation.rows)
-        for entry in entries
-    )
+    def told(entry: Entry) -> str:
+        found = [row for name, _ in rows if (row := entry.evaluation.row(name))]
+        return f"{entry.label} " + ", ".join(f"{row.title} {theme.percent(row.accuracy)}" for row in found)
+
     height = 0.55 + len(rows) * (0.1 * len(entries) + 0.14)
     return drawn(
         name,
-        "Accuracy by attack, with one standard error to either side. The dashed line is chance.",
-        f"Accuracy in percent: {worst}.",
+        "Accuracy by attack, with one standard error to either side. The dashed line is chance. "
+        + verdicts.told(entries),
+        f"Accuracy in percent: {'; '.join(told(entry) for entry in entries)}.",
         (theme.WIDTH, _height(height, len(entries))),
         draw,
     )
@@ -261,7 +262,8 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
     )
     return drawn(
         name,
-        "Worst-case against clean accuracy: up and to the right is better." + hollow,
+        f"Worst-case against clean accuracy: up and to the right is better.{hollow} "
+        + verdicts.told([entry for entry, _, _ in scored]),
         f"In percent: {told}.",
         (theme.WIDTH, _height(3.3, len(scored))),
         draw,

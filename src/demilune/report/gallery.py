@@ -12,7 +12,8 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
-from demilune.report.read import Arrays, Entry
+from demilune.report.files import Arrays
+from demilune.report.read import Entry
 
 SHOWN = 6  # examples per evaluation: the first ones of the file, whatever the attack did to them
 

@@ -13,10 +13,11 @@ from typing import Any, final
 
 import jinja2
 
-from demilune.report import compare, figures, tables, theme
-from demilune.report.compare import Overstatement, Pair
+from demilune.report import compare, figures, tables, theme, verdicts
+from demilune.report.compare import Pair
 from demilune.report.figures import Drawing
 from demilune.report.gallery import galleries
+from demilune.report.panels import Panel
 from demilune.report.read import Entry, Run, number
 
 
@@ -28,11 +29,10 @@ class Section:
     title: str
     entries: tuple[Entry, ...]
     summary: tuple[str, ...]
+    bound: str
     table: tables.Table
     remarks: tuple[str, ...]
     pairs: tuple[Pair, ...]
-    gaps: tuple[Overstatement, ...]
-    unexamined: tuple[str, ...]
     beside: tables.Beside | None
     drawings: tuple[Drawing, ...]
 
@@ -43,8 +43,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     made = []
     for position, entries in enumerate(groups, 1):
         suffix = f"-{position}" if len(groups) > 1 else ""
-        found, gaps = entries[0].evaluation, compare.overstatements(entries)
-        measured = [gap.entry for gap in gaps]
+        found = entries[0].evaluation
         drawings = [figures.accuracy(entries, f"accuracy{suffix}")]
         if all(any(entry.evaluation.row(name) for entry in entries) for name in ("clean", "worst")):
             drawings.append(figures.tradeoff(entries, tables.published(entries), f"tradeoff{suffix}"))
@@ -53,11 +52,10 @@ def sections(runs: Sequence[Run]) -> list[Section]:
                 f"{found.data} ({found.split}), {theme.ball(found.norm, found.eps)}",
                 tuple(entries),
                 tuple(summary(entries)),
+                tables.bound(entries),
                 tables.main(entries),
                 tuple(tables.remarks(entries)),
                 tuple(compare.pairs(entries)),
-                tuple(gaps),
-                tuple(entry.label for entry in entries if entry not in measured),
                 tables.beside(entries, runs),
                 tuple(drawings),
             )
@@ -85,11 +83,11 @@ def summary(entries: Sequence[Entry]) -> list[str]:
             said.append(f"Best {words}: {names}, right on {figure}.")
     ahead = compare.pairs(entries)
     if ahead:
-        said.append(f"In the worst case, {verdict(ahead[0])}.")
+        said.append(f"In the worst case, {comparison(ahead[0])}.")
     return said
 
 
-def verdict(pair: Pair) -> str:
+def comparison(pair: Pair) -> str:
     """Say which of two evaluations is better, with the error of the difference."""
     found, first, second = pair.difference, pair.first.label, pair.second.label
     if found is None:
@@ -98,32 +96,6 @@ def verdict(pair: Pair) -> str:
     if not found.clear:
         return f"there is no difference beyond 2 standard errors between {first} and {second} ({figure})"
     return f"{first} beats {second} ({figure})"
-
-
-def gap(found: Overstatement) -> str:
-    """Say by how much PGD-10 alone would mislead."""
-    columns = f"{found.pgd.title} {theme.percent(found.pgd.accuracy)} %, {found.targeted.title} "
-    columns += f"{theme.percent(found.targeted.accuracy)} %"
-    figure = f"{theme.percent(found.gap.value)} ± {theme.percent(found.gap.error)} points"
-    if found.gap.value > 0 and found.gap.clear:
-        return f"PGD-10 overstates by at least {figure} ({columns})."
-    if found.gap.value == 0.0 and found.gap.error == 0.0:
-        return f"no image separates PGD-10 from the multi-targeted attack ({columns})."
-    return f"no overstatement beyond 2 standard errors ({theme.signed(found.gap.value)} ± " + (
-        f"{theme.percent(found.gap.error)} points; {columns})."
-    )
-
-
-def excess(found: Overstatement) -> str:
-    """Say how that compares with SAT, where it is more."""
-    beyond, usual = found.excess, found.usual
-    if beyond is None or beyond.value <= 0:
-        return ""
-    against = f"than the {100 * compare.USUAL_GAP:.0f} points usual for SAT"
-    if usual is not None:
-        against = f"than SAT shows here ({theme.percent(usual.value)} ± {theme.percent(usual.error)})"
-    doubt = "" if beyond.clear else f", inconclusive at n = {beyond.n:,}"
-    return f"That is {theme.percent(beyond.value)} ± {theme.percent(beyond.error)} points more {against}{doubt}."
 
 
 def progress(run: Run) -> dict[str, Any]:
@@ -159,7 +131,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def page(runs: Sequence[Run], shown: Sequence[Section], training: Sequence[Drawing]) -> str:
+def page(runs: Sequence[Run], shown: Sequence[Section], training: Sequence[Drawing], panels: Sequence[Panel]) -> str:
     """Return the whole report as one HTML file."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -171,8 +143,10 @@ def page(runs: Sequence[Run], shown: Sequence[Section], training: Sequence[Drawi
         "json": lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str),
         "duration": duration,
         "budget": theme.budget,
-        "gap": gap,
-        "excess": excess,
+        "points": theme.points,
+        "short": verdicts.short,
+        "rest": verdicts.rest,
+        "examined": verdicts.examined,
         "tight": theme.tight,
         "number": number,
     }
@@ -184,9 +158,9 @@ def page(runs: Sequence[Run], shown: Sequence[Section], training: Sequence[Drawi
         "entries": entries,
         "sections": shown,
         "waiting": [(run.label, f"demilune evaluate {shlex.quote(str(run.path))}") for run in runs if not run.entries],
-        "autoattack": any("autoattack" in row.name for entry in entries for row in entry.evaluation.rows),
-        "upper_bound": tables.UPPER_BOUND,
+        "marks": verdicts.MARKS,
         "training": training,
+        "panels": panels,
         "progress": [progress(run) for run in runs if run.metrics],
         "galleries": galleries(entries),
         "commands": {run.label: commands(run) for run in runs},

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard, final
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, final
 
 from demilune.errors import DemiluneError
-from demilune.results import Evaluation
+from demilune.report import files
+from demilune.report.files import Arrays, Measured
+from demilune.results import Evaluation, Verdict
 from demilune.runs import RunFolder, read_json
 
-Array: TypeAlias = npt.NDArray[Any]
-Arrays: TypeAlias = Mapping[str, Array]
+DECLARED = "model.json"  # the file of a foreign model's folder, which was evaluated and never trained
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One evaluated checkpoint: a line of the tables.
+    """One evaluated checkpoint: a line of the tables. Its evaluation always has a verdict.
 
     ``run`` and ``place`` are the positions of its run among the runs and of itself within the run; ``images``
     and ``gallery`` are None where the files are missing, which costs the paired differences and the examples.
@@ -38,11 +34,17 @@ class Entry:
     images: Arrays | None
     gallery: Arrays | None
 
+    @property
+    def verdict(self) -> Verdict:
+        """Whether to believe its robust accuracy."""
+        assert self.evaluation.verdict is not None
+        return self.evaluation.verdict
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run folder, or (``experiment`` None) an evaluation that stands alone."""
+    """A run folder, or (``experiment`` None) the folder of a foreign model, or an evaluation that stands alone."""
 
     label: str
     path: Path
@@ -51,6 +53,7 @@ class Run:
     metrics: tuple[Mapping[str, Any], ...]
     timing: tuple[Mapping[str, Any], ...]
     entries: tuple[Entry, ...]
+    curves: tuple[Measured, ...] = ()
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
@@ -68,19 +71,25 @@ def _run(path: Path, position: int) -> Run:
     if path.is_file():
         alone = _entry(path, position, 0)
         return Run(alone.evaluation.subject, path, None, None, (), (), (alone,))
-    folder = RunFolder(path)
-    if not folder.experiment.exists():
+    folder, declared = RunFolder(path), path / DECLARED
+    experiment, about = None, {}
+    if folder.experiment.exists():
+        experiment = about = read_json(folder.experiment, "a run's experiment")
+    elif declared.exists():
+        about = read_json(declared, "a model's declaration")
+    else:
         raise DemiluneError(f"{path} is no run folder (no {folder.experiment.name}): give one that training wrote")
-    experiment = read_json(folder.experiment, "a run's experiment")
     environment = read_json(folder.environment, "a run's environment") if folder.environment.exists() else None
+    measured = [files.measured(file) for file in folder.evaluations("curves")]
     return Run(
-        str(experiment.get("name") or path.name),
+        str(about.get("name") or path.name),
         path,
         experiment,
         environment,
         _epochs(folder.read_metrics, folder.metrics),
         _epochs(folder.read_timing, folder.timing),
         tuple(_entry(file, position, place) for place, file in enumerate(folder.evaluations())),
+        tuple(one for one in measured if one is not None),
     )
 
 
@@ -98,58 +107,13 @@ def _epochs(reading: Callable[[], Sequence[object]], path: Path) -> tuple[Mappin
 
 
 def _entry(path: Path, run: int, place: int) -> Entry:
-    value = read_json(path, "an evaluation")
-    try:
-        evaluation = Evaluation.from_json(value)
-    except DemiluneError as error:
-        raise DemiluneError(f"{path}: {error}") from None
-    counts = [(row.n, row.right, row.n if row.right_after is None else row.right_after) for row in evaluation.rows]
-    if not counts or not all(isinstance(n, int) and n > 0 and 0 <= r <= n and 0 <= a <= n for n, r, a in counts):
-        raise DemiluneError(f"{path} counts no images, or more right than there are: evaluate the checkpoint again")
-    images = _arrays(path.with_name(f"{path.stem}.images.npz"))
-    gallery = _arrays(path.with_name(f"{path.stem}.gallery.npz"))
-    _agree(path, evaluation, images, gallery)
-    return Entry(evaluation.subject, run, place, path, evaluation, images, gallery if _has_examples(gallery) else None)
-
-
-def _has_examples(gallery: Arrays | None) -> TypeGuard[Arrays]:
-    """Say whether there is any: a model that is never right leaves an empty gallery."""
-    return gallery is not None and any(name.startswith("image.") for name in gallery)
-
-
-def _arrays(path: Path) -> Arrays | None:
-    if not path.exists():
-        return None
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DemiluneError(f"{path} cannot be read ({error}): evaluate the checkpoint again") from None
-
-
-def _agree(path: Path, evaluation: Evaluation, images: Arrays | None, gallery: Arrays | None) -> None:
-    """Refuse files of different evaluations side by side: an interrupted copy must not pass for a result."""
-    for row in evaluation.rows:
-        right = None if images is None else images.get(f"right.{row.name}")
-        if right is not None and (right.shape != (row.n,) or int(right.sum()) != row.right):
-            raise DemiluneError(
-                f"{path} and {path.stem}.images.npz do not belong together (row {row.name!r}): evaluate again"
-            )
-    if not _has_examples(gallery):
-        return
-    try:
-        shown = [name.removeprefix("image.") for name in gallery if name.startswith("image.")]
-        shape, count = gallery["clean"].shape, len(gallery["labels"])
-        kinds = (count, len(evaluation.classes))
-        whole = len(shape) == 4 and shape[0] == count and shape[1] in (1, 3)
-        whole &= gallery["clean_probabilities"].shape == kinds and gallery["ids"].shape == (count,)
-        whole &= all(gallery[f"image.{row}"].shape == shape for row in shown)
-        whole &= all(gallery[f"probabilities.{row}"].shape == kinds for row in shown)
-        whole &= bool(np.all((gallery["labels"] >= 0) & (gallery["labels"] < len(evaluation.classes))))
-    except KeyError as error:
-        raise DemiluneError(f"{path.stem}.gallery.npz beside {path} lacks {error}: evaluate again") from None
-    if not whole:
-        raise DemiluneError(f"{path} and {path.stem}.gallery.npz do not belong together: evaluate again")
+    evaluation = files.evaluation(path, read_json(path, "an evaluation"))
+    images = files.arrays(path.with_name(f"{path.stem}.images.npz"))
+    gallery = files.arrays(path.with_name(f"{path.stem}.gallery.npz"))
+    files.agree(path, evaluation, images, gallery)
+    evaluation = files.judged(path, evaluation, images)
+    shown = gallery if files.has_examples(gallery) else None
+    return Entry(evaluation.subject, run, place, path, evaluation, images, shown)
 
 
 def _unique(runs: Sequence[Run]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The tables of a report as values, and as Markdown, CSV and LaTeX."""
+"""The tables of a report as values, and as Markdown, CSV and LaTeX: no robust accuracy without its verdict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any, final
 
 from demilune import papers
-from demilune.report import theme
+from demilune.report import theme, verdicts
 from demilune.report.compare import tied
 from demilune.report.read import Entry, Run, number
 
@@ -19,6 +19,9 @@ UPPER_BOUND = (
     "The worst case counts an image as right only if no attack of the table broke it: an upper bound on "
     "robust accuracy, because a stronger attack may break more."
 )
+
+AUTOATTACK = ("autoattack", "autoattack_plus", "autoattack_rand")
+"""The rows of AutoAttack as a whole; its partial sums are not AutoAttack."""
 
 
 @final
@@ -96,12 +99,17 @@ class Beside:
 
 
 def columns(entries: Iterable[Entry]) -> list[tuple[str, str]]:
-    """Return the attacks of all entries, (name, title); one that only some ran follows its predecessor."""
+    """Return the attacks of all entries, (name, title); one that only some ran follows its predecessor.
+
+    Readings that count for the worst case alone, and probes, which do not even that, are no columns.
+    """
     found: dict[str, str] = {}
     order: list[str] = []
     for entry in entries:
         before = 0
         for row in entry.evaluation.rows:
+            if row.role != "attack":
+                continue
             if row.name not in found:
                 found[row.name] = row.title
                 order.insert(before, row.name)
@@ -114,9 +122,18 @@ def main(entries: Sequence[Entry]) -> Table:
     heads = columns(entries)
     marked = [_column(entries, name) for name, _ in heads]
     return Table(
-        tuple(heads),
+        tuple(_heads(heads)),
         tuple(Line(entry, tuple(column[i] for column in marked)) for i, entry in enumerate(entries)),
     )
+
+
+def _heads(columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the columns with the titles of partial sums cut to what they add to the one before: "+ FAB-T"."""
+    before = [""] + [title for _, title in columns]
+    return [
+        (name, title.removeprefix(f"{last} ") if last and title.startswith(f"{last} + ") else title)
+        for (name, title), last in zip(columns, before, strict=False)
+    ]
 
 
 def _column(entries: Sequence[Entry], name: str) -> list[Cell | None]:
@@ -273,90 +290,84 @@ def _section(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-_SETTING = ("run", "checkpoint", "method", "data", "split", "official", "norm", "eps")
+_CSV = (
+    "run", "checkpoint", "method", "data", "split", "official", "norm", "eps", "attack", "n", "right", "accuracy",
+    "standard_error", "accuracy_after", "forwards", "gradients", "verdict", "verdict_text", "strongest_attack",
+)  # fmt: skip
 
 
 def to_csv(entries: Sequence[Entry]) -> str:
     """Return one line per evaluation and attack, in full precision: accuracies in [0,1], passes per image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        (
-            *_SETTING,
-            "attack",
-            "n",
-            "right",
-            "accuracy",
-            "standard_error",
-            "accuracy_after",
-            "forwards",
-            "gradients",
-        )
-    )
+    writer.writerow(_CSV)
     for entry in entries:
-        found = entry.evaluation
+        found, verdict = entry.evaluation, entry.verdict
         head = [entry.label, found.checkpoint, found.method, found.data, found.split, found.data_official]
         head += [found.norm, found.eps]
+        told = [verdict.kind, verdict.text, verdict.strongest]
         for row in found.rows:
+            if row.role != "attack":
+                continue
             after = "" if row.accuracy_after is None else row.accuracy_after
-            writer.writerow(
-                (
-                    *head,
-                    row.name,
-                    row.n,
-                    row.right,
-                    row.accuracy,
-                    row.error,
-                    after,
-                    row.forwards,
-                    row.gradients,
-                )
-            )
+            counts = [row.name, row.n, row.right, row.accuracy, row.error, after, row.forwards, row.gradients]
+            writer.writerow((*head, *counts, *told))
     return text.getvalue()
 
 
 def to_markdown(groups: Sequence[Sequence[Entry]]) -> str:
-    """Return the tables of all settings as Markdown."""
+    """Return the tables of all settings as Markdown, the whole verdicts below each."""
     parts = []
     for entries in groups:
         table = main(entries)
         lines = [
-            [_md(line.entry.label), str(line.n), *(_marked(cell, line, _md_cell) for cell in line.cells)]
+            [_md(said) for said in _named(line)] + [_marked(cell, line, _md_cell) for cell in line.cells]
             for line in table.lines
         ]
-        head = ["run", "n", *(_md(title) for _, title in table.columns)]
-        rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+        head = ["run", "verdict", "n", *(_md(title) for _, title in table.columns)]
+        rows = [head, ["---", "---", *["---:"] * (len(head) - 2)], *lines]
         said = [f"**{_md(caption(entries))}**", "\n".join("| " + " | ".join(row) + " |" for row in rows)]
-        parts += [*said, f"Bold ★: best of the column. {UPPER_BOUND}"]
-        parts += [f"- {_md(line)}" for line in remarks(entries)]
+        parts += [*said, f"Bold ★: best of the column. {bound(entries)}"]
+        parts.append("\n".join(f"- {_md(line)}" for line in (*_sentences(entries), *remarks(entries))))
     return "\n\n".join(parts) + "\n"
 
 
 def to_latex(groups: Sequence[Sequence[Entry]]) -> str:
-    """Return the tables of all settings as LaTeX, for the package booktabs."""
+    """Return the tables of all settings as LaTeX, for the package booktabs, the whole verdicts below each."""
     parts = ["% needs \\usepackage{booktabs}"]
     for entries in groups:
         table = main(entries)
-        head = ["run", "$n$", *(_tex(title) for _, title in table.columns)]
+        head = ["run", "verdict", "$n$", *(_tex(title) for _, title in table.columns)]
         lines = [
-            [_tex(line.entry.label), str(line.n), *(_marked(cell, line, _tex_cell) for cell in line.cells)]
+            [_tex(said) for said in _named(line)] + [_marked(cell, line, _tex_cell) for cell in line.cells]
             for line in table.lines
         ]
-        notes = " ".join([UPPER_BOUND, *remarks(entries)])
+        notes = " ".join([bound(entries), *(f"{line}." for line in remarks(entries))])
         parts += [
             "\\begin{table}",
             "\\centering",
             f"\\caption{{{_tex(caption(entries) + '. ' + notes)}}}",
-            f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            f"\\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}",
             "\\toprule",
             " & ".join(head) + " \\\\",
             "\\midrule",
             *(" & ".join(line) + " \\\\" for line in lines),
             "\\bottomrule",
             "\\end{tabular}",
+            "\\par\\smallskip\\raggedright\\footnotesize",
+            *(f"{_tex(said)}.\\par" for said in _sentences(entries)),
             "\\end{table}",
         ]
     return "\n".join(parts) + "\n"
+
+
+def _named(line: Line) -> list[str]:
+    """Return what a line begins with: the run, whether to believe it, and of how many images."""
+    return [line.entry.label, verdicts.short(line.entry.verdict), str(line.n)]
+
+
+def _sentences(entries: Sequence[Entry]) -> list[str]:
+    return [f"{entry.label}: {entry.verdict.text}" for entry in entries]
 
 
 def caption(entries: Sequence[Entry]) -> str:
@@ -365,13 +376,27 @@ def caption(entries: Sequence[Entry]) -> str:
     return f"{found.data} ({found.split}), {theme.ball(found.norm, found.eps)}: accuracy in % ± standard error"
 
 
-def remarks(entries: Sequence[Entry]) -> list[str]:
-    """Return the lines that must stand beside the numbers: methods nobody published so, data not the official files.
+def bound(entries: Sequence[Entry]) -> str:
+    """Return what a worst case is, and whether AutoAttack, the field's measure of it, was run."""
+    lacking = [entry.label for entry in entries if not any(entry.evaluation.row(name) for name in AUTOATTACK)]
+    if not lacking:
+        return UPPER_BOUND
+    of = f" on {', '.join(lacking)}" if len(lacking) < len(entries) else ""
+    return f"{UPPER_BOUND} AutoAttack was not run{of}."
 
+
+def remarks(entries: Sequence[Entry]) -> list[str]:
+    """Return the lines that must stand beside the numbers.
+
+    Methods nobody published so, attacks that are not quite what they are called, data not the official files.
     Sums are cut to 16 digits; the page's provenance has them whole.
     """
     told = [f"{e.label}: {e.evaluation.method}" for e in entries if "(" in e.evaluation.method]
     lines = ["not as published: " + "; ".join(dict.fromkeys(told))] if told else []
+    notes = [
+        f"{row.title}: {row.note}" for e in entries for row in e.evaluation.rows if row.role == "attack" and row.note
+    ]
+    lines += list(dict.fromkeys(notes))
     found = entries[0].evaluation
     if all(entry.evaluation.data_official for entry in entries):
         return lines
@@ -403,7 +428,8 @@ _TEX = {
     "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_", "{": "\\{",
     "}": "\\}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}",
     ">": "\\textgreater{}", "|": "\\textbar{}", '"': "''", "±": "$\\pm$", "∞": "$\\infty$",
-    "ε": "$\\varepsilon$", theme.TIMES: "$\\times$", theme.MINUS: "$-$", theme.NONE: "--",
+    "ε": "$\\varepsilon$", "η": "$\\eta$", "≥": "$\\ge$", "≈": "$\\approx$",
+    theme.TIMES: "$\\times$", theme.MINUS: "$-$", theme.NONE: "--",
     "[": "{[}", "*": "{*}",
 }  # fmt: skip
 

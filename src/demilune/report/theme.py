@@ -84,6 +84,11 @@ def percent(rate: float, digits: int = 1) -> str:
     return NONE if math.isnan(rate) else f"{100.0 * rate:.{digits}f}"
 
 
+def points(rate: float) -> str:
+    """Return a rate in points, with a digit more where it is below one."""
+    return percent(rate, 1 if abs(rate) >= 0.01 or rate == 0 else 2).replace("-", MINUS)
+
+
 def signed(rate: float) -> str:
     """Return a difference of rates in points, with a typographic sign."""
     return f"{100.0 * rate:+.1f}".replace("-", MINUS)

@@ -1,0 +1,362 @@
+"""Whether to believe a robust accuracy: the checks G1 to G11 for masked and flattering robustness, and one verdict.
+
+Pure functions of an evaluation's rows and per-image results (evaluation.md 6; Athalye et al. 2018, Carlini et al.
+2019, Tramèr et al. 2020, Croce and Hein 2020; thresholds marked there as our own are ours). Needs no torch, so that a
+report gives the same verdict as the evaluation did.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, final
+
+import numpy as np
+import numpy.typing as npt
+
+from demilune.paired import Difference, paired
+from demilune.results import Check, Finding, Row, Verdict
+
+Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
+
+MASKING = ("G1", "G2", "G3", "G4", "G9")
+"""The checks whose failure says that gradients mislead; that of the others, that the reported attack flatters."""
+
+BLACK_BOX = ("nattack", "square", "transfer", "uniform")
+"""How the names of rows begin whose attacks use no gradient of the model."""
+
+AUTOATTACK = ("autoattack_plus", "autoattack", "autoattack_rand", "autoattack.apgd_t")
+"""Rows that settle the question, the strongest first; the last is its first half, an upper bound on it."""
+
+ADAPTIVE = ("multi", "md", "odi", "apgd_t")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """An evaluation's rows and, per row, which images are right (None: not recorded)."""
+
+    rows: Mapping[str, Row]
+    images: Arrays
+    checks: tuple[Check, ...] = ()
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], images: Arrays | None, checks: Sequence[Check] = ()) -> Evidence:
+        """Return the evidence of an evaluation."""
+        return cls({row.name: row for row in rows}, images or {}, tuple(checks))
+
+    def named(self, *starts: str) -> list[Row]:
+        """Return the rows in the ball whose names begin so, without modifiers."""
+        found = [row for name, row in self.rows.items() if "@" not in name and row.role == "attack"]
+        return [row for row in found if any(re.match(rf"{start}(?![a-z])", row.name) for start in starts)]
+
+    def right(self, row: Row) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
+        """Return which places a row's images have, and which of them are right."""
+        known = self.images.get(f"right.{row.name}")
+        if known is None or len(known) != row.n:
+            return None
+        place = self.images.get(f"place.{row.name}", np.arange(row.n))
+        return place.astype(np.int64), known.astype(bool)
+
+    def difference(self, first: Row, second: Row) -> Difference:
+        """Return first - second in accuracy: paired on the images both have, or as if independent."""
+        a, b = self.right(first), self.right(second)
+        if a is None or b is None:
+            return Difference(first.accuracy - second.accuracy, math.hypot(first.error, second.error), second.n)
+        _, here, there = np.intersect1d(a[0], b[0], return_indices=True)
+        return paired(a[1][here], b[1][there])
+
+    def with_row(self, rows: Sequence[Row], name: str, title: str) -> tuple[Evidence, Row | None]:
+        """Return the evidence with one more row, the images that none of ``rows`` (on all images) broke."""
+        known = [found[1] for row in rows if (found := self.right(row)) and row.n == self.rows["clean"].n]
+        if not known:
+            return self, None
+        standing = np.logical_and.reduce(known)
+        row = replace(rows[0], name=name, title=title, n=len(standing), right=int(standing.sum()), right_after=None)
+        return replace(self, rows={**self.rows, name: row}, images={**self.images, f"right.{name}": standing}), row
+
+
+def diagnose(
+    rows: Sequence[Row], images: Arrays | None, checks: Sequence[Check] = ()
+) -> tuple[tuple[Finding, ...], Verdict]:
+    """Return the findings G1 to G11 and the verdict of an evaluation."""
+    evidence = Evidence.of(rows, images, checks)
+    found = tuple(
+        check(evidence)
+        for check in (
+            iterating,
+            black_box,
+            unbounded,
+            sampling,
+            budget,
+            losses,
+            converged,
+            rescaling,
+            flags,
+            adaptive,
+            headline,
+        )
+    )
+    return found, verdict(evidence, found)
+
+
+def outcome(value: float, error: float, threshold: float) -> Literal["pass", "fail", "inconclusive"]:
+    """Return the outcome of a check that wants ``value`` at most at ``threshold``."""
+    if value <= threshold:
+        return "pass"
+    return "fail" if value - threshold > 2.0 * error else "inconclusive"
+
+
+def missing(name: str, title: str, needs: str) -> Finding:
+    """Return the finding of a check whose attacks were not run."""
+    return Finding(name, title, "not examined", f"needs {needs}")
+
+
+def judged(name: str, title: str, found: Difference, threshold: float, text: str, attack: str) -> Finding:
+    """Return the finding of a difference that should be at most ``threshold``."""
+    how = outcome(found.value, found.error, threshold)
+    told = f"{text}: {points(found.value)} ± {points(found.error)} points, at most {points(threshold)} (n = {found.n})"
+    return Finding(name, title, how, told, found.value, threshold, found.error, attack)
+
+
+def points(rate: float) -> str:
+    """Return a rate in points of accuracy."""
+    return f"{100 * rate:.1f}" if abs(rate) >= 0.01 or rate == 0 else f"{100 * rate:.2f}"
+
+
+def reported(evidence: Evidence) -> Row | None:
+    """Return the row that the field would report: PGD-10, or the PGD of fewest steps that there is."""
+    plain = [row for row in evidence.named("pgd") if re.fullmatch(r"pgd\d+", row.name)]
+    return evidence.rows.get("pgd10") or min(plain, key=lambda row: int(row.name[3:]), default=None)
+
+
+def settled(evidence: Evidence) -> Row | None:
+    """Return the strongest of AutoAttack's rows that there is."""
+    return next((evidence.rows[name] for name in AUTOATTACK if name in evidence.rows), None)
+
+
+def iterating(evidence: Evidence) -> Finding:
+    """G1: an attack of several steps is stronger than one of a single step."""
+    title, one, many = "iterating beats one step", evidence.rows.get("fgsm"), reported(evidence)
+    if one is None or many is None:
+        return missing("G1", title, "fgsm and pgd10")
+    text = f"{many.title} above {one.title}"
+    return judged("G1", title, evidence.difference(many, one), 0.0, text, one.name)
+
+
+def black_box(evidence: Evidence) -> Finding:
+    """G2: what the gradient finds is not weaker than what is found without it."""
+    title, blind = "white-box beats black-box", evidence.named(*BLACK_BOX)
+    aimed = [row for row in evidence.rows.values() if gradient(row)]
+    evidence, white = evidence.with_row(aimed, "white-box", "all gradient attacks")
+    blind = [row for row in blind if not row.name.startswith(("uniform", "nattack_"))]
+    if white is None or not blind:
+        return missing("G2", title, "square, nattack or transfer, and per-image results")
+    gaps = {row.name: evidence.difference(white, row) for row in blind}
+    worst = max(blind, key=lambda row: gaps[row.name].value - 2 * gaps[row.name].error)
+    text = f"all gradient attacks together above {worst.title}"
+    return judged("G2", title, gaps[worst.name], 0.0, text, worst.name)
+
+
+def gradient(row: Row) -> bool:
+    """Say whether a row is of an attack that follows gradients, in the ball."""
+    whole = row.name in ("clean", "worst", "autoattack", "autoattack_plus")
+    return not whole and row.role != "probe" and not row.name.startswith(BLACK_BOX) and row.gradients > 0
+
+
+def unbounded(evidence: Evidence) -> Finding:
+    """G3: where every image is allowed, none survives."""
+    title, row = "an unbounded attack breaks everything", evidence.rows.get("unbounded")
+    if row is None:
+        return missing("G3", title, "unbounded")
+    found = Difference(row.accuracy, row.error, row.n)
+    return judged("G3", title, found, 0.01, "accuracy where any image is allowed", row.name)
+
+
+def sampling(evidence: Evidence) -> Finding:
+    """G4: random images of the ball do not fool the model where PGD did not."""
+    title = "random images find nothing that PGD missed"
+    drawn, pgd = evidence.named(r"uniform\d+"), evidence.named("pgd")
+    strongest = min(pgd, key=lambda row: row.accuracy, default=None)
+    if not drawn or strongest is None:
+        return missing("G4", title, "pgd10 and uniform1000")
+    standing, sampled = evidence.right(strongest), evidence.right(drawn[-1])
+    if standing is None or sampled is None:
+        return missing("G4", title, "per-image results")
+    _, here, there = np.intersect1d(standing[0], sampled[0], return_indices=True)
+    survivors = standing[1][here]
+    n, broken = int(survivors.sum()), int((survivors & ~sampled[1][there]).sum())
+    if n == 0:
+        return Finding("G4", title, "pass", f"{strongest.title} left nothing standing", 0.0, 0.001, 0.0, strongest.name)
+    rate = broken / n
+    found = Difference(rate, math.sqrt(rate * (1 - rate) / n), n)
+    text = f"{broken} of {n} that survive {strongest.title} fall to {drawn[-1].title}"
+    return judged("G4", title, found, 0.001, text, drawn[-1].name)
+
+
+def budget(evidence: Evidence) -> Finding:
+    """G5: accuracy falls as ε grows."""
+    title, found = "accuracy falls with the radius", dict[float, Row]()
+    for row in evidence.rows.values():
+        curve, other = re.fullmatch(r"budget\.pgd10\.(\d+)", row.name), re.fullmatch(r"pgd10@eps=(.+)", row.name)
+        if curve:
+            found[int(curve[1]) / 8] = row
+        elif other:
+            over, _, under = other[1].partition("/")
+            found[float(over) / float(under or 1)] = row
+    if len(found) < 2:
+        return missing("G5", title, "pgd10@eps=E for some radii, or budget_pgd10")
+    ordered = [row for _, row in sorted(found.items())]
+    steps = [(evidence.difference(more, less), more) for less, more in itertools.pairwise(ordered)]
+    largest, row = max(steps, key=lambda step: step[0].value - 2 * step[0].error)
+    return judged("G5", title, largest, 0.0, f"largest rise, {row.title}", row.name)
+
+
+def losses(evidence: Evidence) -> Finding:
+    """G6: the choice of loss matters little: |PGD - CW| ≤ 1.5 points, PGD - multi-targeted ≤ 4 points."""
+    title, pgd = "the choice of loss matters little", reported(evidence)
+    cw, multi = evidence.named(r"cw\d+"), evidence.named(r"multi\d+x\d+")
+    if pgd is None or not (cw or multi):
+        return missing("G6", title, "pgd10, and cw10 or multi9x30")
+    made = []
+    if cw:
+        gap = evidence.difference(pgd, cw[0])
+        wide = Difference(abs(gap.value), gap.error, gap.n)
+        made.append(judged("G6", title, wide, 0.015, f"{pgd.title} and {cw[0].title} apart", cw[0].name))
+    if multi:
+        gap = evidence.difference(pgd, multi[0])
+        made.append(judged("G6", title, gap, 0.04, f"{pgd.title} above {multi[0].title}", multi[0].name))
+    return together(made)
+
+
+def together(made: Sequence[Finding]) -> Finding:
+    """Return several findings of one check as one: the worst of them, with what all say."""
+    order = ("fail", "inconclusive", "pass", "not examined")
+    worst = min(made, key=lambda one: (order.index(one.outcome), one.threshold - one.value))
+    return replace(worst, text="; ".join(one.text for one in made))
+
+
+def converged(evidence: Evidence) -> Finding:
+    """G7: more steps (ten times as many) change less than 0.3 points, restarts less than 1 point."""
+    title = "more steps and restarts change nothing"
+    plain = {int(row.name[3:]): row for row in evidence.named("pgd") if re.fullmatch(r"pgd\d+", row.name)}
+    made = []
+    longest = max(plain, default=0)
+    shorter = max((steps for steps in plain if 5 * steps <= longest and steps >= 50), default=0)
+    if shorter:
+        gap = evidence.difference(plain[shorter], plain[longest])
+        text = f"{plain[shorter].title} above {plain[longest].title}"
+        made.append(judged("G7", title, gap, 0.003, text, plain[longest].name))
+    for row in evidence.named("pgd"):
+        again = re.fullmatch(r"(pgd\d+)x(\d+)_any", row.name)
+        first = evidence.rows.get(f"{again[1]}_any") if again else None
+        if first is not None:
+            text = f"{first.title} above {row.title}"
+            made.append(judged("G7", title, evidence.difference(first, row), 0.01, text, row.name))
+    return together(made) if made else missing("G7", title, "pgd100x10 and pgd1000")
+
+
+def rescaling(evidence: Evidence) -> Finding:
+    """G8: logits times a factor make PGD no stronger by 1 point.
+
+    A factor that makes it weaker says nothing: at 100 the gradient of cross-entropy underflows on any model.
+    """
+    title, made = "rescaled logits make PGD no stronger", list[Finding]()
+    for row in evidence.rows.values():
+        base = evidence.rows.get(row.name.partition("@scale=")[0]) if "@scale=" in row.name else None
+        if base is not None:
+            text = f"{base.title} above the same with {row.title.rpartition(', ')[2]}"
+            made.append(judged("G8", title, evidence.difference(base, row), 0.01, text, row.name))
+    return together(made) if made else missing("G8", title, "pgd10@scale=0.1, pgd10@scale=10, …")
+
+
+def flags(evidence: Evidence) -> Finding:
+    """G9: AutoAttack's own flags: random answers, softmax outputs, zero gradients, Square helping by 0.2 points."""
+    title = "AutoAttack's flags are silent"
+    raised = [check for check in evidence.checks if check.name in FLAGS and check.level != "pass"]
+    if raised:
+        return Finding("G9", title, "fail", "; ".join(check.text for check in raised), attack=raised[0].name)
+    before, after = evidence.rows.get("autoattack.fab_t"), evidence.rows.get("autoattack")
+    if after is None:
+        square = evidence.rows.get("square")
+        aimed = [row for row in evidence.rows.values() if gradient(row)]
+        evidence, before = evidence.with_row(aimed, "white-box", "all gradient attacks")
+        if before is not None and square is not None:
+            evidence, after = evidence.with_row([before, square], "white-box and square", "with Square")
+    if before is None or after is None:
+        return missing("G9", title, "autoattack, or square")
+    gain = evidence.difference(before, after)
+    return judged("G9", title, gain, 0.002, f"Square breaks more than {before.title}", after.name)
+
+
+FLAGS = ("randomised", "probabilities", "zero gradient", "no gradient", "batch", "batch mates")
+"""Names of an evaluation's checks that AutoAttack would raise as flags, or that make gradients say nothing."""
+
+
+def adaptive(evidence: Evidence) -> Finding:
+    """G10: attacks fitted to such defences find no more than 1 point beyond AutoAttack."""
+    title, whole, fitted = "adaptive attacks add little", settled(evidence), evidence.named(*ADAPTIVE)
+    if whole is None or not fitted:
+        return missing("G10", title, "autoattack (or apgd), and multi9x30, md or odi")
+    evidence, all_of_them = evidence.with_row([whole, *fitted], "adaptive", "with adaptive attacks")
+    if all_of_them is None:
+        return missing("G10", title, "per-image results")
+    alone = {row.name: evidence.with_row([whole, row], f"with {row.name}", "")[1] for row in fitted}
+    best = min(fitted, key=lambda row: alone[row.name].right if alone[row.name] is not None else 1 << 62)  # type: ignore[union-attr]
+    text = f"{whole.title} above its union with {', '.join(row.title for row in fitted)}"
+    return judged("G10", title, evidence.difference(whole, all_of_them), 0.01, text, best.name)
+
+
+def headline(evidence: Evidence) -> Finding:
+    """G11: PGD-10 lies above AutoAttack by no more than plain adversarial training's 5 points."""
+    title, pgd, whole = "PGD-10 is near AutoAttack", reported(evidence), settled(evidence)
+    if pgd is None or whole is None:
+        return missing("G11", title, "pgd10, and autoattack or apgd")
+    return judged("G11", title, evidence.difference(pgd, whole), 0.05, f"{pgd.title} above {whole.title}", whole.name)
+
+
+def verdict(evidence: Evidence, found: Sequence[Finding]) -> Verdict:
+    """Return the one verdict.
+
+    masked: a check of :data:`MASKING` failed. overestimated: another one failed. believable: AutoAttack, or its first
+    half, was run, and none failed. Else not examined.
+    """
+    pgd, whole, worst = reported(evidence), settled(evidence), evidence.rows.get("worst")
+    attacks = [row for row in evidence.rows.values() if row.role == "attack" and row.name not in ("clean", "worst")]
+    strongest = whole or min(attacks, key=lambda row: row.accuracy, default=None)
+    if pgd is None or worst is None or strongest is None:
+        told = strongest.title if strongest else "none"
+        text = f"not examined: no PGD was run to compare with (strongest attack run: {told})"
+        return Verdict("not examined", text, "", told, math.nan, math.nan)
+    gap = evidence.difference(pgd, worst)
+    strong = min(attacks, key=lambda row: row.accuracy)
+    told = strongest.title
+    figure = f"{pgd.title} {100 * pgd.accuracy:.1f} %, worst case {100 * worst.accuracy:.1f} %"
+    failed = [one for one in found if one.outcome == "fail"]
+    masked = [one for one in failed if one.name in MASKING]
+
+    def made(kind: Literal["believable", "overestimated", "masked", "not examined"], text: str) -> Verdict:
+        return Verdict(kind, text, pgd.title, told, gap.value, gap.error)
+
+    if masked:
+        shown = evidence.rows.get(masked[0].attack)
+        by = f", shown by {shown.title}" if shown else ""
+        return made("masked", f"masked{by} ({masked[0].name}: {masked[0].text}); {figure}")
+    if failed:
+        least = "" if whole is not None and whole.name != "autoattack.apgd_t" else "at least "
+        size = f"{least or 'about '}{100 * gap.value:.0f} points"
+        by = f"{figure}, shown by {strong.title}; strongest attack run: {told}"
+        return made("overestimated", f"overestimated by {size} under {pgd.title} ({by})")
+    if whole is None:
+        return made(
+            "not examined", f"not examined: the strongest attack run is {told} ({figure}), which settles nothing"
+        )
+    counts = [f"{sum(one.outcome == how for one in found)} {how}" for how in ("pass", "inconclusive", "not examined")]
+    text = f"believable: {told} leaves {100 * whole.accuracy:.1f} % ({figure}; checks: {', '.join(counts)})"
+    return made("believable", text)
+
+
+__all__ = ["Evidence", "diagnose"]

@@ -1,0 +1,166 @@
+"""The attacks that the checks G1 to G11 need, how long they may take, and the same for any callable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from demilune.attacks import Model, frozen
+from demilune.core.geometry import Ball
+from demilune.core.random import Stream
+from demilune.data import Split
+from demilune.diagnosis import diagnose
+from demilune.errors import DemiluneError
+from demilune.evaluate.interview import interview
+from demilune.evaluate.subject import Subject
+from demilune.evaluate.suite import Entry, Setting, suite
+from demilune.evaluate.table import Findings, evaluate
+from demilune.options import levels
+from demilune.results import Check, Finding, Verdict
+
+Budget = Literal["quick", "full"]
+
+BUDGETS: Mapping[Budget, tuple[str, ...]] = MappingProxyType(
+    {
+        "quick": (
+            "fgsm", "pgd10", "cw10", "multi9x30", "pgd50x5", "apgd", "md", "odi@n=100", "square@n=100", "uniform100",
+            "unbounded@n=100", "pgd10@scale=0.1", "pgd10@scale=10", "pgd10@eps={half}", "pgd10@eps={more}",
+            "pgd10@eps={double}",
+        ),
+        "full": (
+            "fgsm", "pgd10", "cw10", "multi9x30", "pgd100x10", "pgd1000", "autoattack", "md", "md_t", "odi",
+            "nattack@n=100", "uniform1000", "unbounded", "pgd10@scale=0.1", "pgd10@scale=10", "pgd10@scale=100",
+            "budget_pgd10",
+        ),
+    }
+)  # fmt: skip
+"""What each budget runs; radii are half, one and a half, and two times ε."""
+
+IMAGES: Mapping[Budget, int] = MappingProxyType({"quick": 200, "full": 1000})
+"""How many test images each budget attacks, unless told otherwise."""
+
+LINF_ONLY = ("nattack", "md", "md_t")
+
+
+def attacks(budget: Budget, ball: Ball, transfer: bool = False, randomised: bool = False) -> tuple[str, ...]:
+    """Return the names of the attacks for a ball; linf-only ones are left out (their checks: not examined) for l2."""
+    radii = {"half": 0.5 * ball.eps, "more": 1.5 * ball.eps, "double": min(2.0 * ball.eps, 1.0)}
+    told = {name: levels(eps) for name, eps in radii.items()}
+    names = [name.format_map(told) for name in BUDGETS[budget]]
+    if ball.norm != "linf":
+        names = [name for name in names if name.split("@")[0] not in LINF_ONLY]
+    if randomised:
+        names = ["autoattack_rand" if name in ("autoattack", "apgd") else name for name in names]
+    return (*names, *(("transfer",) if transfer else ()))
+
+
+class Estimate(NamedTuple):
+    """Seconds that a suite takes at most, and passes per image (forward, and gradient)."""
+
+    seconds: float
+    forwards: int
+    gradients: int
+
+
+def estimate(subject: Subject, entries: Sequence[Entry], images: int) -> Estimate:
+    """Return what the attacks cost at most: passes counted, their time measured on one batch of this very model.
+
+    Most images fall early, and cost less.
+    """
+    split = subject.dataset.test
+    x = subject.runtime.layout(split.pixels(slice(0, 64)).to(subject.device))
+    search = subject.runtime.search(subject.model, subject.device)
+    with frozen(subject.model, "eval"):
+        forward, gradient = _time(subject.model, x, False), _time(search, x, True)
+    forwards = sum(one.cost[0] * min(one.most or images, images) for one in entries)
+    gradients = sum(one.cost[1] * min(one.most or images, images) for one in entries)
+    seconds = ((forwards - gradients) * forward + gradients * gradient) / len(x)
+    return Estimate(max(0.0, seconds), forwards // max(1, images), gradients // max(1, images))
+
+
+def _time(model: Model, x: Tensor, gradient: bool) -> float:
+    """Return the seconds of the quicker of two passes over a batch."""
+    taken = []
+    for _ in range(2):
+        leaf, begun = x.detach().requires_grad_(gradient), time.perf_counter()
+        with torch.set_grad_enabled(gradient):
+            logits = model(leaf)
+            total = float(torch.autograd.grad(logits.sum(), leaf)[0].sum() if gradient else logits.sum())
+        taken.append(time.perf_counter() - begun + 0.0 * total)
+    return min(taken)
+
+
+class Examination(NamedTuple):
+    """What was found of a callable: rows, checks and per-image results; findings G1 to G11; the verdict."""
+
+    found: Findings
+    checks: tuple[Check, ...]
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+
+
+def examine(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    ball: Ball,
+    names: tuple[str, ...] | Budget = "quick",
+    batch: int = 250,
+    seed: int = 0,
+    sources: Mapping[str, Model] | None = None,
+) -> Examination:
+    """Examine any callable from images [N,C,H,W] in [0,1] to logits [N,K]: the doctor as one function.
+
+    ``x`` uint8, or floating point in [0,1] that 8 bits hold; ``y`` int64 [N]; ``names`` attacks by name, or a budget.
+    Raises DemiluneError for images, labels or logits that are none.
+    """
+    if x.dtype != torch.uint8:
+        bytes_ = (x * 255).round()
+        if not (
+            x.is_floating_point()
+            and bool(((bytes_ - x * 255).abs() < 1e-3).all())
+            and float(x.min()) >= 0
+            and float(x.max()) <= 1
+        ):
+            raise DemiluneError(
+                "examine() takes 8-bit images: uint8, or uint8 / 255; other images have no grey levels to speak of"
+            )
+        x = bytes_.to(torch.uint8)
+    if y.dtype != torch.int64 or y.shape != x.shape[:1] or x.dim() != 4 or len(x) == 0:
+        raise DemiluneError(
+            f"examine() was given images {list(x.shape)} and labels {y.dtype} {list(y.shape)}: "
+            "[N,C,H,W] and int64 [N] were expected"
+        )
+    split = Split(x, y, torch.arange(len(y), device=x.device))
+    module = model if isinstance(model, nn.Module) else Wrapped(model)
+    with frozen(module, "eval"):
+        with torch.no_grad():
+            classes = module(split.pixels(slice(0, 2))).shape[-1]
+        asked = interview(module, split.pixels(slice(0, 256)), y[:256], classes)
+    if names == "quick" or names == "full":
+        names = attacks(names, ball, bool(sources), any(c.name == "randomised" and c.level != "pass" for c in asked))
+    entries = suite(names, Setting(0.25, ball.norm, classes, sources or {}))
+    found = evaluate(module, split, ball, entries, Stream.of(seed, "evaluation", device=x.device), batch=batch)
+    checks = (*found.checks, *(check for check in asked if check.name != "randomised"))
+    return Examination(found, checks, *diagnose(found.rows, found.images, checks))
+
+
+@final
+class Wrapped(nn.Module):
+    """A callable as a module, so that it can be held still."""
+
+    def __init__(self, call: Model) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the callable's logits."""
+        return self.call(x)
+
+
+__all__ = ["BUDGETS", "IMAGES", "Budget", "Examination", "Wrapped", "attacks", "estimate", "examine"]

@@ -1,0 +1,308 @@
+"""What is examined: a network of ours or anyone's, with the data and the ball it is judged by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from demilune.attacks import frozen, seeded
+from demilune.checkpoint import Checkpoint, fill, load_run
+from demilune.core.geometry import Ball
+from demilune.core.random import Stream
+from demilune.data import Data, Dataset
+from demilune.errors import DemiluneError
+from demilune.evaluate.table import is_randomised
+from demilune.experiment import Experiment, build, difference, name_of, plain
+from demilune.foreign import Declaration, load_declared
+from demilune.methods import ORIGIN
+from demilune.models import create
+from demilune.options import overlaid
+from demilune.results import Check
+from demilune.runs import RunFolder, read_json, write_json
+from demilune.runtime import Runtime
+
+CODE = (".pt2", ".pt", ".pth", ".ts", ".torchscript")
+"""How the names of files end that hold a network, not weights alone."""
+
+DECLARED = "model.json"
+"""The file of a foreign model's folder: what was declared of it, its data, its ball."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a foreign model is judged by.
+
+    data: the images
+    ball: the threat model
+    runtime: how the arithmetic is done
+    """
+
+    data: Data
+    ball: Ball = Ball()
+    runtime: Runtime = Runtime()
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A network on its device, in eval mode, with all that its result has to say.
+
+    ``file`` is its checkpoint or declaration, ``home`` the folder its results go to (None: beside the file),
+    ``stem`` how they are called; ``sha256`` fingerprints the weights. ``declared`` is None for a network trained here.
+    """
+
+    name: str
+    model: nn.Module
+    dataset: Dataset
+    ball: Ball
+    runtime: Runtime
+    device: torch.device
+    checkpoint: str
+    architecture: str
+    method: str
+    sha256: str
+    file: Path
+    home: Path | None
+    stem: str
+    checks: tuple[Check, ...] = ()
+    declared: Declaration | None = None
+
+    def randomised(self) -> bool:
+        """Say whether the network answers differently on the same images."""
+        x = self.runtime.layout(self.dataset.test.pixels(slice(0, 64)).to(self.device))
+        with frozen(self.model, "eval"), seeded(Stream.of(0, "randomised"), self.device):
+            return is_randomised(self.model, x)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def is_foreign(path: Path) -> bool:
+    """Say whether a command line's MODEL is anything but a run of ours."""
+    if path.is_dir() or path.name == DECLARED:
+        return path.name == DECLARED or (path / DECLARED).exists()
+    return path.suffix in CODE or (":" in str(path) and not path.exists())
+
+
+def trial_of(path: Path, data: str | None) -> Trial | None:
+    """Return what a foreign model is judged by: as declared, or with the data named now; None where none is."""
+    file = path if path.name == DECLARED else path / DECLARED
+    if file.exists():
+        return build(Trial, told(file)["trial"])
+    return None if data is None else build(Trial, {"data": {"name": data}}, "")
+
+
+def told(file: Path) -> Mapping[str, Any]:
+    """Return what a declaration's file says."""
+    found = read_json(file, "a model's declaration")
+    missing = [name for name in ("model", "trial") if not isinstance(found.get(name), dict)]
+    if missing:
+        raise DemiluneError(f"{file} lacks {' and '.join(missing)}: declare the model anew, with another --home")
+    return found
+
+
+def declare(path: Path, given: Mapping[str, Any], fields: Mapping[str, Any]) -> Path:
+    """Return the folder of a foreign model, after writing down there what is declared of it, if it is new.
+
+    ``given`` are the declaration's options by name, ``fields`` those of data, ball and runtime. Raises DemiluneError
+    where they contradict what was declared before, so that results under one name are of one model.
+    """
+    if path.is_dir() or path.name == DECLARED:
+        if given:
+            raise DemiluneError(
+                f"--{next(iter(given))}: {path} was declared already (see {DECLARED} there); to declare it otherwise "
+                "name the factory again, with another --home"
+            )
+        return path if path.is_dir() else path.parent
+    if "data" not in given:
+        raise DemiluneError(f"--data is missing: name the images to judge {path} by, as --data cifar10")
+    named = re.sub(r"\W+", "-", str(path).rpartition(":")[2] if ":" in str(path) else path.stem).strip("-")
+    home = Path(given.get("home", named))
+    trial = build(Trial, overlaid({"data": {"name": given["data"]}}, fields))
+    dataset = trial.data.load()
+    low, high = _bounds(given.get("bounds", (0.0, 1.0)))
+    weights = Path(given["weights"]).resolve() if "weights" in given else None
+    file = weights or (path if ":" not in str(path) else None)
+    declaration = Declaration(
+        model=str(path if ":" in str(path) else path.resolve()),
+        weights=None if weights is None else str(weights),
+        weights_sha256=hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None,
+        low=low,
+        high=high,
+        mean=given.get("mean", ()),
+        std=given.get("std", ()),
+        classes=given.get("classes", len(dataset.classes)),
+        channels=dataset.shape[0],
+        trust=given.get("trust", False),
+        part=given.get("part", ""),
+    )
+    load_declared(declaration)  # nothing is written for what does not load
+    file = home / DECLARED
+    # JSON and back, so that a tuple is compared with what a file holds
+    now = json.loads(json.dumps({"name": home.name, "model": declaration.to_json(), "trial": plain(trial)}))
+    if file.exists():
+        other = difference(told(file)["model"], now["model"])
+        if other:
+            raise DemiluneError(f"{file} declares another model ({other}): name another folder with --home")
+        return home
+    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+        raise DemiluneError(f"{home} is there, and no declared model: name a new folder with --home")
+    write_json(file, now)
+    return home
+
+
+def _bounds(given: Sequence[float]) -> tuple[float, float]:
+    if len(given) != 2:
+        raise DemiluneError(f"--bounds {','.join(map(str, given))}: two numbers were expected, as 0,1 or -1,1 or 0,255")
+    return given[0], given[1]
+
+
+def opened(file: Path, settings: Mapping[str, Any]) -> Subject:
+    """Return what a run's checkpoint, or a foreign model's folder, holds; ``settings`` are laid over its own.
+
+    Searching is float32 unless asked otherwise: the trainer's precision is no reason to attack with less.
+    Raises DemiluneError for whatever is missing, damaged, or does not go together.
+    """
+    if file.name == DECLARED or (file.is_dir() and (file / DECLARED).exists()):
+        return declared(file if file.name == DECLARED else file / DECLARED, settings)
+    checkpoint = load_run(file)
+    same_run(file, checkpoint)
+    tree = overlaid(checkpoint.about["experiment"], {"runtime": {"precision": "float32"}})
+    experiment = build(Experiment, overlaid(tree, settings))
+    device = experiment.runtime.start()
+    dataset = experiment.data.load()
+    check_data(file, checkpoint, dataset)
+    model = rebuild(file, checkpoint, experiment).eval()
+    return Subject(
+        name=experiment.name,
+        model=experiment.runtime.place(model, device),
+        dataset=dataset,
+        ball=experiment.ball,
+        runtime=experiment.runtime,
+        device=device,
+        checkpoint=f"{checkpoint.about['checkpoint']} (step {checkpoint.about['step']})",
+        architecture=repr(experiment.model),
+        method=described(experiment),
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        file=file,
+        home=file.parent if RunFolder(file.parent).experiment.exists() else None,
+        stem=file.stem,
+        checks=same_data(checkpoint, dataset),
+    )
+
+
+def declared(file: Path, settings: Mapping[str, Any]) -> Subject:
+    """Return the foreign model that a declaration describes."""
+    written = told(file)
+    declaration = Declaration.from_json(written["model"])
+    tree = overlaid(written["trial"], {"runtime": {"precision": "float32"}})
+    trial = build(Trial, overlaid(tree, settings))
+    device = trial.runtime.start()
+    dataset = trial.data.load()
+    if declaration.channels != dataset.shape[0]:
+        raise DemiluneError(
+            f"{file} takes images of {declaration.channels} channels; {dataset.name} has {dataset.shape[0]}"
+        )
+    if declaration.classes != len(dataset.classes):
+        raise DemiluneError(
+            f"{file} tells {declaration.classes} classes apart; {dataset.name} has {len(dataset.classes)}: name "
+            "its own data, or declare --classes"
+        )
+    model = load_declared(declaration, device).eval()
+    return Subject(
+        name=str(written.get("name") or file.parent.name),
+        model=trial.runtime.place(model, device),
+        dataset=dataset,
+        ball=trial.ball,
+        runtime=trial.runtime,
+        device=device,
+        checkpoint=Path(declaration.weights or declaration.model).name,
+        architecture=declaration.model,
+        method="foreign",
+        sha256=fingerprint(model, declaration),
+        file=file,
+        home=file.parent,
+        stem="model",
+        declared=declaration,
+    )
+
+
+def fingerprint(model: nn.Module, declaration: Declaration) -> str:
+    """Return the sha256 of a foreign model: what was declared of it, and its weights."""
+    found = hashlib.sha256(json.dumps(declaration.to_json(), sort_keys=True).encode())
+    for name, tensor in model.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def described(experiment: Experiment) -> str:
+    """Return the method with all that makes it another one: a move, extra images, and whose idea of it this is."""
+    name, move = name_of(experiment.method), name_of(experiment.move)
+    told = f"{name} ({ORIGIN[name]})" if ORIGIN.get(name) in ("reconstructed", "ours") else name
+    more = [name for name in (move, name_of(experiment.average)) if name != "none"]
+    more += ["extra images"] if experiment.data.extra.file else []
+    return " + ".join([told, *more])
+
+
+def same_run(file: Path, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that was put into another run's folder."""
+    folder = RunFolder(file.parent)
+    if folder.experiment.exists():
+        told = read_json(folder.experiment, "the experiment of a run")
+        other = checkpoint.about["experiment"]
+        if told != other:
+            raise DemiluneError(
+                f"{file} is of another run than its folder ({difference(other, told)}): "
+                "put the right file back, or move this one out to evaluate it alone"
+            )
+
+
+def check_data(file: Path, checkpoint: Checkpoint, dataset: Dataset) -> None:
+    """Refuse images the network was not made for."""
+    made = checkpoint.about["data"]
+    if list(dataset.shape) != made["shape"] and dataset.shape[0] != made["shape"][0]:
+        raise DemiluneError(
+            f"{file} takes images of {made['shape'][0]} channels; {dataset.name} has {dataset.shape[0]}"
+        )
+    if len(dataset.classes) != len(made["classes"]):
+        raise DemiluneError(
+            f"{file} tells {len(made['classes'])} classes apart; {dataset.name} has {len(dataset.classes)}: "
+            "name the data it was trained for"
+        )
+    if list(dataset.classes) != made["classes"]:
+        other = next(i for i, (a, b) in enumerate(zip(dataset.classes, made["classes"], strict=True)) if a != b)
+        raise DemiluneError(
+            f"{file} calls class {other} {made['classes'][other]!r}; {dataset.name} calls it "
+            f"{dataset.classes[other]!r}: name the data it was trained for"
+        )
+
+
+def same_data(checkpoint: Checkpoint, dataset: Dataset) -> tuple[Check, ...]:
+    """Warn where the images are divided or made otherwise than for training: they may hold what was trained on."""
+    if checkpoint.about["data"].get("sha256") == dict(dataset.sha256):
+        return ()
+    text = "the data differ from those of the training: images judged here may have been trained on"
+    return (Check("data", "warning", text),)
+
+
+def rebuild(file: Path, checkpoint: Checkpoint, experiment: Experiment) -> torch.nn.Module:
+    """Return the network with the checkpoint's weights: their average where the run kept one."""
+    made = checkpoint.about["data"]
+    model = create(
+        experiment.model, made["shape"][0], len(made["classes"]), made["mean"], made["std"], Stream.of(0, "unused")
+    )
+    weights = checkpoint.part("average") or checkpoint.part("model")
+    fill(model, weights, file, f"the network its header describes ({experiment.model!r})")
+    return model

@@ -1,0 +1,157 @@
+"""The checks G1 to G11 and the verdict, on per-image results made by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from demilune.diagnosis import MASKING, diagnose, outcome
+from demilune.results import Check, Finding, Row, Verdict
+
+N = 1000
+
+
+def found(
+    standing: Mapping[str, int], checks: Sequence[Check] = (), n: int = N, images: bool = True
+) -> tuple[dict[str, Finding], Verdict]:
+    """Return the findings of attacks that leave so many of the first images standing: each nested in the others."""
+    worst = min(count for name, count in standing.items() if role(name) == "attack")
+    rows, arrays = [], {"ids": np.arange(n)}
+    for name, count in {"clean": 900, **standing, "worst": worst}.items():
+        gradients = 0.0 if name.startswith(("square", "nattack", "uniform", "transfer")) else 10.0
+        rows.append(Row(name, name.upper(), name, n, count, None, 10.0, gradients, role=role(name)))
+        arrays[f"right.{name}"] = np.arange(n) < count
+    findings, verdict = diagnose(rows, arrays if images else None, checks)
+    return {one.name: one for one in findings}, verdict
+
+
+def role(name: str) -> str:
+    return "probe" if "eps" in name or name.startswith(("unbounded", "budget")) else "part" if "@" in name else "attack"
+
+
+SAT = {
+    "fgsm": 560, "pgd10": 500, "cw10": 495, "multi9x30": 470, "pgd50_any": 492, "pgd50x5_any": 488, "pgd100": 495,
+    "pgd1000": 494, "autoattack.apgd_ce": 490, "autoattack.apgd_t": 466, "autoattack.fab_t": 466, "autoattack": 466,
+    "md": 475, "odi": 470, "nattack": 600, "square": 550, "uniform1000": 880, "unbounded": 0, "pgd10@scale=10": 498,
+    "pgd10@eps=4/255": 700, "pgd10@eps=16/255": 200,
+}  # fmt: skip
+
+
+def test_a_plainly_trained_model_is_believed_and_the_strongest_attack_named() -> None:
+    findings, verdict = found(SAT)
+    assert {name: one.outcome for name, one in findings.items()} == {f"G{i}": "pass" for i in range(1, 12)}
+    assert verdict.kind == "believable"
+    assert "AUTOATTACK" in verdict.text
+    assert verdict.strongest == "AUTOATTACK"
+    assert verdict.points == pytest.approx(0.034)
+
+
+def test_a_label_smoothing_model_is_overestimated_and_told_by_what() -> None:
+    findings, verdict = found(SAT | {"pgd10": 700, "cw10": 600, "multi9x30": 500, "fgsm": 750})
+    assert findings["G6"].outcome == findings["G11"].outcome == "fail"
+    assert verdict.kind == "overestimated"
+    assert "about 23 points" in verdict.text
+    assert "AUTOATTACK" in verdict.text
+
+
+def test_an_overestimate_from_a_part_of_the_attacks_is_at_least() -> None:
+    _, verdict = found({"fgsm": 750, "pgd10": 700, "multi9x30": 500})
+    assert verdict.kind == "overestimated"
+    assert "at least 20 points" in verdict.text
+    assert verdict.strongest == "MULTI9X30"
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("G1", {"fgsm": 400}),
+        ("G2", {"square": 380}),
+        ("G2", {"nattack": 300}),
+        ("G3", {"unbounded": 60}),
+        ("G4", {"uniform1000": 450}),
+        ("G9", {"autoattack": 440}),
+    ],
+)
+def test_each_sign_of_masking_is_masked_and_told(name: str, changed: Mapping[str, int]) -> None:
+    findings, verdict = found(SAT | changed)
+    assert findings[name].outcome == "fail"
+    assert name in MASKING
+    assert verdict.kind == "masked"
+    assert f"{name}: " in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("G5", {"pgd10@eps=16/255": 730}),
+        ("G7", {"pgd1000": 470, "multi9x30": 470}),
+        ("G7", {"pgd50x5_any": 466}),
+        ("G8", {"pgd10@scale=10": 470}),
+        ("G10", {"md": 430}),
+    ],
+)
+def test_each_other_sign_is_an_overestimate(name: str, changed: Mapping[str, int]) -> None:
+    findings, verdict = found(SAT | changed)
+    assert findings[name].outcome == "fail"
+    assert verdict.kind == "overestimated"
+
+
+def test_what_was_not_run_is_not_examined_and_no_verdict_is_made_up() -> None:
+    findings, verdict = found({"fgsm": 560, "pgd10": 500})
+    assert {one.outcome for name, one in findings.items() if name != "G1"} == {"not examined"}
+    assert verdict.kind == "not examined"
+    assert "PGD10" in verdict.text
+    _, verdict = found({"cw10": 500})
+    assert verdict.kind == "not examined"
+    assert math.isnan(verdict.points)
+
+
+def test_few_images_are_inconclusive_not_a_failure() -> None:
+    small = {"fgsm": 25, "pgd10": 22, "multi9x30": 20, "autoattack.apgd_t": 20}
+    findings, verdict = found(small, n=40)
+    assert findings["G6"].outcome == "inconclusive"
+    assert verdict.kind == "believable"
+    assert "inconclusive" in verdict.text
+
+
+def test_a_failed_check_needs_two_standard_errors() -> None:
+    assert outcome(0.05, 0.01, 0.05) == "pass"
+    assert outcome(0.069, 0.01, 0.05) == "inconclusive"
+    assert outcome(0.071, 0.01, 0.05) == "fail"
+
+
+def test_a_weaker_attack_by_rescaling_says_nothing() -> None:
+    findings, _ = found(SAT | {"pgd10@scale=100": 700})
+    assert findings["G8"].outcome == "pass"
+
+
+def test_flags_of_the_model_fail_g9() -> None:
+    raised = Check("probabilities", "warning", "the outputs are probabilities")
+    findings, verdict = found(SAT, [raised])
+    assert findings["G9"].outcome == "fail"
+    assert verdict.kind == "masked"
+
+
+def test_without_per_image_results_errors_are_those_of_independent_ones() -> None:
+    findings, verdict = found(SAT, images=False)
+    assert findings["G11"].error == pytest.approx(math.hypot(*[math.sqrt(p * (1 - p) / N) for p in (0.5, 0.466)]))
+    assert findings["G2"].outcome == "not examined"
+    assert verdict.kind == "believable"
+
+
+def test_an_attack_on_fewer_images_is_compared_on_those() -> None:
+    place = np.array([3, 495, 480, 10])
+    rows = [
+        Row("clean", "clean", "", N, 900, None, 1, 0),
+        Row("pgd10", "PGD", "", N, 500, None, 10, 10),
+        Row("nattack", "NATTACK", "", 4, 2, None, 10, 0),
+        Row("worst", "worst", "", N, 490, None, 10, 0),
+    ]
+    arrays = {f"right.{name}": np.arange(N) < n for name, n in (("clean", 900), ("pgd10", 500), ("worst", 490))}
+    arrays |= {"right.nattack": np.array([True, False, False, True]), "place.nattack": place}
+    g2 = next(one for one in diagnose(rows, arrays)[0] if one.name == "G2")
+    assert g2.value == pytest.approx(0.5)
+    assert "n = 4" in g2.text
