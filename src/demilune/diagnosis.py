@@ -322,7 +322,7 @@ def verdict(evidence: Evidence, found: Sequence[Finding]) -> Verdict:
     """Return the one verdict.
 
     masked: a check of :data:`MASKING` failed. overestimated: another one failed. believable: AutoAttack, or its first
-    half, was run, and none failed. Else not examined.
+    half, was run, and none failed; or nothing is left to break. Else not examined.
     """
     pgd, whole, worst = reported(evidence), settled(evidence), evidence.rows.get("worst")
     attacks = [row for row in evidence.rows.values() if row.role == "attack" and row.name not in ("clean", "worst")]
@@ -348,14 +348,17 @@ def verdict(evidence: Evidence, found: Sequence[Finding]) -> Verdict:
     if failed:
         least = "" if whole is not None and whole.name != "autoattack.apgd_t" else "at least "
         size = f"{least or 'about '}{100 * gap.value:.0f} points"
-        by = f"{figure}, shown by {strong.title}; strongest attack run: {told}"
+        by = f"{figure}, shown by {strong.title}" + ("" if strong.title == told else f"; strongest attack run: {told}")
         return made("overestimated", f"overestimated by {size} under {pgd.title} ({by})")
     if whole is None:
         return made(
             "not examined", f"not examined: the strongest attack run is {told} ({figure}), which settles nothing"
         )
     counts = [f"{sum(one.outcome == how for one in found)} {how}" for how in ("pass", "inconclusive", "not examined")]
-    text = f"believable: {told} leaves {100 * whole.accuracy:.1f} % ({figure}; checks: {', '.join(counts)})"
+    text = (
+        f"believable: {told} leaves {100 * whole.accuracy:.1f} % of {whole.n} images ({figure}; checks: "
+        f"{', '.join(counts)})"
+    )
     return made("believable", text)
 
 

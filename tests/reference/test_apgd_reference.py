@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import count
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from demilune.attacks import Attack, correct
+from demilune.attacks import Attack, Model, correct
 from demilune.attacks.apgd import APGD, Loss, TargetedAPGD, apgd_path
 from demilune.attacks.pgd import wrong_classes
 from demilune.core.geometry import Ball
@@ -93,7 +94,7 @@ def dealing(noise: Tensor) -> Iterator[None]:
         yield
 
 
-def theirs(model: Callable[[Tensor], Tensor], loss: str, ball: Ball, steps: int, targets: int = 9) -> Any:
+def theirs(model: Model, loss: str, ball: Ball, steps: int, targets: int = 9) -> Any:
     """Return the released attack."""
     if loss == "targeted":
         return released.APGDAttack_targeted(
@@ -103,16 +104,16 @@ def theirs(model: Callable[[Tensor], Tensor], loss: str, ball: Ball, steps: int,
 
 
 def iterates(
-    model: nn.Module, x: Tensor, y: Tensor, wrong: Tensor, ball: Ball, loss: str, noise: Tensor
+    model: Model, x: Tensor, y: Tensor, wrong: Tensor, ball: Ball, loss: str, noise: Tensor, steps: int
 ) -> list[Tensor]:
-    """Return the released attack's x_0 … x_100."""
+    """Return the released attack's x_0 … x_N."""
     seen = list[Tensor]()
 
     def noting(images: Tensor) -> Tensor:
         seen.append(images.detach().clone())
         return model(images)
 
-    attack = theirs(noting, loss, ball, 100)
+    attack = theirs(noting, loss, ball, steps)
     attack.init_hyperparam(x)
     attack.y_target = wrong
     with dealing(noise):
@@ -120,8 +121,9 @@ def iterates(
     return seen
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("norm", "dtype"), [("linf", torch.float32), ("l2", torch.float32), ("l2", torch.float64)], ids=str
+)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("setting", [random_net, digits], ids=["random", "digits"])
 def test_iterates_agree(setting: Callable[[], Setting], loss: str, norm: str, dtype: torch.dtype) -> None:
@@ -135,26 +137,19 @@ def test_iterates_agree(setting: Callable[[], Setting], loss: str, norm: str, dt
         "dlr": lambda logits, rows: dlr(logits, y[rows]),
         "targeted": lambda logits, rows: targeted_dlr(logits, y[rows], wrong[rows]),
     }
-    expected = iterates(model, x, y, wrong, ball, loss, drawn(rng, x, norm))
+    expected = iterates(model, x, y, wrong, ball, loss, drawn(rng, x, norm), 100)
     path = list(apgd_path(model, x, y, torch.arange(len(x)), ball, rng, ours[loss], 100, 0.75))
     assert len(path) == len(expected) == 101
-    apart = [(v.point - e[v.rows]).flatten(1).abs().amax(dim=1) for v, e in zip(path, expected, strict=True)]
-
     clear, compared = torch.ones(len(x), dtype=torch.bool), 0
     for number, visit in enumerate(path[:11]):
         rows = clear[visit.rows]
-        assert (apart[number][rows] <= 1e-6).all(), (number, apart[number][rows].max())
+        apart = (visit.point - expected[number][visit.rows]).flatten(1).abs().amax(dim=1)[rows]
+        assert (apart <= 1e-6).all(), (number, apart.max())
         compared = int(rows.sum())
         leaf = visit.point.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(ours[loss](model(leaf), visit.rows).sum(), leaf)
         clear[visit.rows[blurred(gradient, norm)]] = False
     assert compared > len(x) / 3  # few leave, and few are left out
-
-    if norm == "linf" and dtype == torch.float32:  # every checkpoint is passed alike: signs do not magnify rounding
-        far = torch.zeros(len(x), dtype=torch.bool)
-        for visit, distance in zip(path, apart, strict=True):
-            far[visit.rows] |= distance > 1e-6
-        assert int(far.sum()) <= 0.05 * len(x)
 
 
 def blurred(gradient: Tensor, norm: str) -> Tensor:
@@ -164,6 +159,41 @@ def blurred(gradient: Tensor, norm: str) -> Tensor:
     """
     size = gradient.flatten(1).abs()
     return ((size > 0) & (size < 1e-10)).any(dim=1) if norm == "linf" else size.norm(dim=1) < 1e-6
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("steps", [7, 30, 100])
+def test_every_checkpoint_is_passed_alike_whatever_the_losses(steps: int, norm: str) -> None:
+    """On a model whose losses and gradients are given, not computed, nothing magnifies rounding: all iterates agree."""
+    rng = Stream.of(steps, "script").images(torch.arange(64))
+    # Losses that climb in most steps, more or less often, and now and then fall far: η is kept, halved because the
+    # loss rose too seldom, and halved because the best is out of reach.
+    often = torch.linspace(0.55, 1.0, 64)[:, None]
+    climbs = rng.uniform("climbs", (64, steps + 1)) < often
+    falls = rng.uniform("falls", (64, steps + 1)) < 0.04
+    height = (torch.where(climbs, 0.02, -0.01) - 1.0 * falls).cumsum(dim=1).clamp(-3, 3).T
+    slope = rng.normal("slope", (64, steps + 1, 1, 6, 6)).transpose(0, 1)
+    x, y = rng.uniform("x", (64, 1, 6, 6)), torch.zeros(64, dtype=torch.int64)
+
+    def scripted() -> Model:
+        calls = count()
+
+        def model(images: Tensor) -> Tensor:
+            call = next(calls)
+            along = (images * slope[call]).flatten(1).sum(dim=1)
+            right = 4.0 - height[call] - (along - along.detach())
+            return torch.stack([right, 0 * right], dim=1)
+
+        return model
+
+    ball = Ball(norm, {"linf": 0.2, "l2": 1.0}[norm])
+    expected = iterates(scripted(), x, y, y, ball, "ce", drawn(rng, x, norm), steps)
+    path = apgd_path(
+        scripted(), x, y, torch.arange(64), ball, rng, lambda logits, rows: cross_entropy(logits, y[rows]), steps, 0.75
+    )
+    for number, (visit, point) in enumerate(zip(path, expected, strict=True)):
+        assert len(visit.rows) == 64
+        assert torch.allclose(visit.point, point, rtol=0, atol=2e-6), number
 
 
 class Dealt:
@@ -187,8 +217,8 @@ def test_verdicts_agree(loss: str, norm: str) -> None:
     model, x, y, radii = digits()
     ball, rng = Ball(norm, radii[norm]), Stream.of(0, "reference").images(torch.arange(len(x)))
     attacks: dict[str, Attack] = {
-        "ce": APGD(steps=100, restarts=2),
-        "dlr": APGD("dlr", steps=100, restarts=2),
+        "ce": APGD(steps=50, restarts=2),
+        "dlr": APGD("dlr", steps=50, restarts=2),
         "targeted": TargetedAPGD(targets=3, steps=50),
     }
     found = attacks[loss](model, x, y, ball, rng)

@@ -271,6 +271,19 @@ def test_a_search_that_gives_no_number_breaks_nothing_and_makes_no_image_of_none
     assert all(visit.point.isfinite().all() for visit in walked)
 
 
+def test_a_gradient_that_is_no_number_moves_nothing() -> None:
+    batch, net = batch_of(6), tiny().eval()
+    batch = batch._replace(y=net(batch.x).argmax(dim=1))
+
+    def model(x: Tensor) -> Tensor:  # the gradient of the root at 0 is infinite
+        return net(x) + (0 * x).sqrt().flatten(1).sum(dim=1, keepdim=True)
+
+    for ball in (SMALL, Ball("l2", 1e-4)):
+        start, *rest = asked(APGD(steps=4), model, batch, ball)
+        assert start.isfinite().all()
+        assert all(torch.equal(point, start) for point in rest)
+
+
 def test_logits_that_are_no_number_are_wrong() -> None:
     batch, model = batch_of(6), tiny().eval()
     batch = batch._replace(y=model(batch.x).argmax(dim=1))
