@@ -10,11 +10,12 @@ DEMO ?= demo
 
 demo: $(VENV)/.installed
 	$(BIN)/demilune train digits-standard --out $(DEMO)/standard --resume
-	$(BIN)/demilune evaluate $(DEMO)/standard
+	$(BIN)/demilune doctor $(DEMO)/standard --limit 500
 	$(BIN)/demilune train digits-sat --out $(DEMO)/sat --resume
-	$(BIN)/demilune evaluate $(DEMO)/sat
+	$(BIN)/demilune doctor $(DEMO)/sat --limit 500
 	$(BIN)/demilune train digits-rat --out $(DEMO)/rat --resume
-	$(BIN)/demilune evaluate $(DEMO)/rat
+	$(BIN)/demilune doctor $(DEMO)/rat --limit 500
+	$(BIN)/demilune curves $(DEMO)/rat --only iterations,budgets
 	$(BIN)/demilune report $(DEMO)/standard $(DEMO)/sat $(DEMO)/rat --out $(DEMO)/report
 	@echo "open $(DEMO)/report/index.html"
 

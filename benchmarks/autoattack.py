@@ -22,9 +22,10 @@ from pyautoattack import AutoAttack
 from demilune.attacks import correct, frozen
 from demilune.cli import checkpoint_files
 from demilune.core.random import Stream
+from demilune.evaluate.counted import Counted
 from demilune.evaluate.subject import Subject, is_foreign, opened
 from demilune.evaluate.suite import Setting, suite
-from demilune.evaluate.table import Counted, evaluate
+from demilune.evaluate.table import evaluate
 from demilune.runs import environment
 
 
@@ -61,7 +62,7 @@ def ours(subject: Subject, split: Any, seed: int, batch: int) -> dict[str, Any]:
         subject.model, split, subject.ball, suite(["autoattack"], setting), rng, layout=layout, batch=batch
     )
     seconds, n = time.perf_counter() - begun, len(split)
-    forwards, gradients = (sum(getattr(r, what) for r in found.rows[1:-1]) * n for what in ("forwards", "gradients"))
+    forwards, gradients = found.rows[-1].forwards * n, found.rows[-1].gradients * n
     return _row("ours", seed, torch.from_numpy(found.images["right.autoattack"]), seconds, forwards, gradients)
 
 

@@ -448,14 +448,36 @@ def examined(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     target = argv_model(argv)
     if target is not None:
         fields_of(parser, argv, target)
-    return parser.parse_args(argv)
+    options = parser.parse_args(joined(argv))
+    if getattr(options, "checkpoint", "best") == "both" and "out" in options:
+        raise DemiluneError("--checkpoint both writes two files: leave out --out, or examine one after the other")
+    if getattr(options, "batch", 250) < 1 or getattr(options, "limit", 0) < 0:
+        raise DemiluneError("--batch and --limit are numbers of images: at least 1 and 0 (0: as many as there are)")
+    return options
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """Return the words with a list that begins with a minus joined to its option, as argparse wants --bounds=-1,1."""
+    found = list[str]()
+    for word in argv:
+        bare = found and found[-1] in ("--bounds", "--mean", "--std") and re.match(r"-[\d.]", word)
+        found[len(found) - bool(bare) :] = [f"{found[-1]}={word}" if bare else word]
+    return found
 
 
 def fields_of(parser: Parser, argv: Sequence[str], target: Path) -> None:
     """Add an option for every field of what a network is judged by."""
     from demilune.evaluate.subject import is_foreign, trial_of
+    from demilune.runs import RunFolder
 
     if not is_foreign(target):
+        empty = target.is_dir() and not RunFolder(target).experiment.exists()
+        if empty or not target.exists():
+            told = "holds neither a run (experiment.json) nor a declared model" if empty else "does not exist"
+            raise DemiluneError(
+                f"{target} {told}: name a run folder, a .safetensors file of a run, the folder of a declared model, "
+                "package.module:factory, or a torch.export or TorchScript file"
+            )
         base = checkpoint_experiment(target)
         # Where the images lie may differ; which of them are test images is the run's, or training images get in.
         add_fields(parser, "data", base.data, only=("root", "unverified"))
@@ -481,6 +503,8 @@ def subjects(options: argparse.Namespace) -> list[Path]:
         if given:
             raise DemiluneError(f"--{next(iter(given))} belongs to a foreign model, and {path} was trained here")
         return checkpoint_files(path, getattr(options, "checkpoint", "best"))
+    if "checkpoint" in options:
+        raise DemiluneError(f"--checkpoint is of a run trained here, and {path} is a foreign model: leave it out")
     return [declare(path, given, nested({k: v for k, v in vars(options).items() if "." in k}))]
 
 
@@ -498,9 +522,9 @@ def evaluate(argv: Sequence[str]) -> int:
     options = examined(parser, argv)
     from demilune.evaluate.assess import Request
 
-    if getattr(options, "checkpoint", "best") == "both" and "out" in options:
-        raise DemiluneError("--checkpoint both writes two files: leave out --out, or evaluate one after the other")
     named = tuple(names(options.attacks)) if "attacks" in options else None
+    if "sources" in options and not any(name.split("@")[0] == "transfer" for name in named or ()):
+        raise DemiluneError("--sources is for the attack transfer: name that too, as --attacks fgsm,pgd10,transfer")
     request = Request(attacks=named, step_ratio=getattr(options, "step_ratio", 0.25), **common(options))
     return run_all(options, lambda _: request, getattr(options, "out", None))
 
@@ -518,19 +542,20 @@ def doctor(argv: Sequence[str]) -> int:
     options = examined(parser, argv)
     budget: Budget = getattr(options, "budget", "quick")
     from demilune.evaluate.assess import Request
-    from demilune.evaluate.doctor import IMAGES, Budget, attacks
+    from demilune.evaluate.doctor import IMAGES, Budget, attacks, omitted
 
     def request(subject: Subject) -> Request:
         given = common(options)
         named = attacks(budget, subject.ball, bool(given["sources"]), subject.randomised())
-        return Request(attacks=named, usual=IMAGES[budget], kind=f"doctor-{budget}", **given)
+        left = omitted(budget, subject.ball)
+        return Request(attacks=named, usual=IMAGES[budget], kind=f"doctor-{budget}", omitted=left, **given)
 
     return run_all(options, request, getattr(options, "out", None))
 
 
 def curves(argv: Sequence[str]) -> int:
     """``demilune curves MODEL``."""
-    from demilune.evaluate.curves import KINDS, measure
+    from demilune.evaluate.curves import KINDS, corruptions, measure
 
     parser = command_parser(
         "curves",
@@ -542,10 +567,13 @@ def curves(argv: Sequence[str]) -> int:
     parser.add_argument("--frost", type=place, metavar="DIR", help="photographs of frost, for that corruption")
     parser.add_argument("--corrupted", type=place, metavar="DIR", help="the official CIFAR-C files, instead of our own")
     options = examined(parser, argv)
-    only = tuple(names(options.only)) if "only" in options else tuple(KINDS)
-    for kind in only:
+    only = tuple(dict.fromkeys(names(options.only))) if "only" in options else tuple(KINDS)
+    for kind in only or ("",):
         if kind not in KINDS:
             raise unknown("curve", kind, KINDS)
+    for name in ("frost", "corrupted"):
+        if name in options and "corruptions" not in only:
+            raise DemiluneError(f"--{name} is for the curve corruptions: name that too, as --only corruptions")
     from demilune.evaluate.assess import Request
     from demilune.evaluate.subject import opened
     from demilune.runtime import enough_memory
@@ -555,6 +583,8 @@ def curves(argv: Sequence[str]) -> int:
     for file in subjects(options):
         with interruptible() as stopping, enough_memory():
             subject = opened(file, request.settings)
+            if "corruptions" in only:  # before hours of other kinds
+                corruptions(subject, request, frost, corrupted)
             for kind in only:
                 written = measure(kind, subject, request, frost, corrupted, stopping)
                 if written is None:
@@ -583,19 +613,32 @@ def crosscheck(argv: Sequence[str]) -> int:
     options = examined(parser, argv)
     from demilune.console import Line, console
     from demilune.core.random import Stream
-    from demilune.evaluate.assess import Request, Stopped, chosen_images, default_target, watching
+    from demilune.evaluate.assess import (
+        Request,
+        Stopped,
+        check_target,
+        check_writable,
+        chosen_images,
+        default_target,
+        watching,
+    )
     from demilune.evaluate.subject import opened
     from demilune.runs import write_json
     from demilune.runtime import enough_memory
 
-    request = Request(kind="crosscheck", folder="crosschecks", usual=100, **common(options))
     budget = {name: getattr(options, name) for name in ("steps", "queries", "targets") if name in options}
+    libraries, attacks = (tuple(names(getattr(options, name, ""))) for name in ("libraries", "attacks"))
+    told = "-".join(["crosscheck", *libraries, *attacks, *(f"{name}{value}" for name, value in budget.items())])
+    request = Request(kind=told, folder="crosschecks", usual=100, **common(options))
+    if "out" in options:
+        check_target(Path(options.out), "crosscheck", ("rows", "absent"))
     for file in subjects(options):
         # Libraries are silenced by turning sys.stdout aside, which must not freeze the line.
         with interruptible() as stopping, enough_memory(), Line(console(sys.stdout), 0) as line:
             subject = opened(file, request.settings)
             split = chosen_images(subject.dataset, request).to(subject.device)
-
+            where = Path(options.out) if "out" in options else default_target(subject, request)
+            check_writable(where)
             try:
                 found = compared(
                     subject.model,
@@ -603,8 +646,8 @@ def crosscheck(argv: Sequence[str]) -> int:
                     split.labels,
                     subject.ball,
                     Stream.of(request.seed, "evaluation", device=subject.device).images(split.ids),
-                    names(getattr(options, "libraries", "")),
-                    names(getattr(options, "attacks", "")) or tuple(TITLES),
+                    libraries,
+                    attacks or tuple(TITLES),
                     len(subject.dataset.classes),
                     watching(line, stopping),
                     batch=request.batch,
@@ -615,7 +658,6 @@ def crosscheck(argv: Sequence[str]) -> int:
                 return 130
         for text in lines(found):
             print(text)
-        where = Path(options.out) if "out" in options else default_target(subject, request)
         write_json(where, found.to_json())
         print(f"written: {where}")
     return 0
@@ -628,9 +670,23 @@ def common(options: argparse.Namespace) -> dict[str, Any]:
         "split": getattr(options, "split", "test"),
         "batch": getattr(options, "batch", 250),
         "seed": getattr(options, "seed", 0),
-        "sources": tuple(Path(name) for name in names(getattr(options, "sources", ""))),
+        "sources": tuple(source_file(Path(name)) for name in names(getattr(options, "sources", ""))),
         "settings": nested({k: v for k, v in vars(options).items() if "." in k}),
     }
+
+
+def source_file(path: Path) -> Path:
+    """Return the checkpoint, or the folder of a foreign model, that a name among the sources means."""
+    from demilune.evaluate.subject import DECLARED, is_foreign
+
+    if not is_foreign(path):
+        return checkpoint_files(path, "best")[0]
+    if path.name != DECLARED and not path.is_dir():
+        raise DemiluneError(
+            f"--sources {path}: a foreign model is declared first: demilune evaluate {path} --data … --home DIR; then "
+            "name DIR as the source"
+        )
+    return path
 
 
 def run_all(options: argparse.Namespace, request: Callable[[Subject], Request], out: str | None) -> int:
@@ -649,12 +705,13 @@ def run_all(options: argparse.Namespace, request: Callable[[Subject], Request], 
             count = len(chosen_images(subject.dataset, asked))
             cost = estimate(subject, entries, count)
             console().print(
-                f"{subject.name}: {len(entries)} attacks on {count} images, at most {cost.forwards} forward passes and "
-                f"{cost.gradients} gradients an image: at most about {duration(cost.seconds)}",
+                f"{subject.name}: {len(entries)} attack{'s' * (len(entries) > 1)} on {count} images, at most "
+                f"{cost.forwards} forward passes and {cost.gradients} gradients an image: if none falls about "
+                f"{duration(cost.seconds)}",
                 soft_wrap=True,
                 highlight=False,
             )
-            found, where = assess(subject, Path(out) if out else None, asked, stopping)
+            found, where = assess(subject, Path(out) if out else None, asked, stopping, entries)
         if found is None:
             print(f"stopped and saved: the same command goes on with {where}")
             return 130
@@ -715,6 +772,8 @@ def label(argv: Sequence[str]) -> int:
 def argv_model(argv: Sequence[str]) -> Path | None:
     """Return the model named on the command line, if one is."""
     loose, _ = scan(argv, FLAGS)
+    if loose and not loose[0].strip():
+        raise DemiluneError("the model's name is empty: name a run folder, a file, or package.module:factory")
     return Path(loose[0]) if loose else None
 
 

@@ -31,7 +31,11 @@ BLACK_BOX = ("nattack", "square", "transfer", "uniform")
 AUTOATTACK = ("autoattack_plus", "autoattack", "autoattack_rand", "autoattack.apgd_t")
 """Rows that settle the question, the strongest first; the last is its first half, an upper bound on it."""
 
-ADAPTIVE = ("multi", "md", "odi", "apgd_t")
+FEW = 20
+"""Fewer images than this fail nothing: one or two of them may be chance, whatever their standard error."""
+
+ENOUGH = 100
+"""With fewer images than this nothing is called believable."""
 
 
 @final
@@ -41,12 +45,12 @@ class Evidence:
 
     rows: Mapping[str, Row]
     images: Arrays
-    checks: tuple[Check, ...] = ()
+    checks: tuple[Check, ...]
+    eps: float
 
-    @classmethod
-    def of(cls, rows: Sequence[Row], images: Arrays | None, checks: Sequence[Check] = ()) -> Evidence:
-        """Return the evidence of an evaluation."""
-        return cls({row.name: row for row in rows}, images or {}, tuple(checks))
+    def raised(self, *names: str) -> list[Check]:
+        """Return the checks of these names that did not pass."""
+        return [check for check in self.checks if check.name in names and check.level != "pass"]
 
     def named(self, *starts: str) -> list[Row]:
         """Return the rows in the ball whose names begin so, without modifiers."""
@@ -62,28 +66,46 @@ class Evidence:
         return place.astype(np.int64), known.astype(bool)
 
     def difference(self, first: Row, second: Row) -> Difference:
-        """Return first - second in accuracy: paired on the images both have, or as if independent."""
+        """Return first - second in accuracy: paired on the images both have, or as if independent.
+
+        With b and c images right in one only the error is √(b + c + 1)/n: one image more than McNemar's, whose error
+        is zero where b + c is.
+        """
         a, b = self.right(first), self.right(second)
         if a is None or b is None:
             return Difference(first.accuracy - second.accuracy, math.hypot(first.error, second.error), second.n)
         _, here, there = np.intersect1d(a[0], b[0], return_indices=True)
-        return paired(a[1][here], b[1][there])
+        one, other = a[1][here], b[1][there]
+        n = max(len(one), 1)
+        return Difference(paired(one, other).value if len(one) else 0.0, math.sqrt(np.sum(one != other) + 1) / n, n)
 
-    def with_row(self, rows: Sequence[Row], name: str, title: str) -> tuple[Evidence, Row | None]:
-        """Return the evidence with one more row, the images that none of ``rows`` (on all images) broke."""
-        known = [found[1] for row in rows if (found := self.right(row)) and row.n == self.rows["clean"].n]
+    def union(self, rows: Sequence[Row], name: str, title: str) -> tuple[Evidence, Row | None]:
+        """Return the evidence with one more row: the images that none of ``rows`` broke, of those that all have."""
+        known = [found for row in rows if (found := self.right(row))]
         if not known:
             return self, None
-        standing = np.logical_and.reduce(known)
-        row = replace(rows[0], name=name, title=title, n=len(standing), right=int(standing.sum()), right_after=None)
-        return replace(self, rows={**self.rows, name: row}, images={**self.images, f"right.{name}": standing}), row
+        place, standing = known[0]
+        for there, right in known[1:]:
+            place, one, other = np.intersect1d(place, there, return_indices=True)
+            standing = standing[one] & right[other]
+        row = replace(rows[0], name=name, title=title, n=len(place), right=int(standing.sum()), right_after=None)
+        images = {**self.images, f"right.{name}": standing, f"place.{name}": place}
+        return replace(self, rows={**self.rows, name: row}, images=images), row if len(place) else None
+
+    def everywhere(self, rows: Sequence[Row]) -> list[Row]:
+        """Return those rows that are about all images."""
+        return [row for row in rows if row.n == self.rows["clean"].n]
+
+    def attacks(self) -> list[Row]:
+        """Return the attacks in the ball, those that stand in a table."""
+        return [row for row in self.rows.values() if row.role == "attack" and row.name not in ("clean", "worst")]
 
 
 def diagnose(
-    rows: Sequence[Row], images: Arrays | None, checks: Sequence[Check] = ()
+    rows: Sequence[Row], images: Arrays | None, checks: Sequence[Check], eps: float
 ) -> tuple[tuple[Finding, ...], Verdict]:
-    """Return the findings G1 to G11 and the verdict of an evaluation."""
-    evidence = Evidence.of(rows, images, checks)
+    """Return the findings G1 to G11 and the verdict of an evaluation in a ball of radius ``eps``."""
+    evidence = Evidence({row.name: row for row in rows}, images or {}, tuple(checks), eps)
     found = tuple(
         check(evidence)
         for check in (
@@ -103,11 +125,11 @@ def diagnose(
     return found, verdict(evidence, found)
 
 
-def outcome(value: float, error: float, threshold: float) -> Literal["pass", "fail", "inconclusive"]:
-    """Return the outcome of a check that wants ``value`` at most at ``threshold``."""
-    if value <= threshold:
+def outcome(found: Difference, threshold: float) -> Literal["pass", "fail", "inconclusive"]:
+    """Return the outcome of a check that wants a value at most at ``threshold``."""
+    if found.value <= threshold:
         return "pass"
-    return "fail" if value - threshold > 2.0 * error else "inconclusive"
+    return "fail" if found.value - threshold > 2.0 * found.error and found.n >= FEW else "inconclusive"
 
 
 def missing(name: str, title: str, needs: str) -> Finding:
@@ -117,7 +139,7 @@ def missing(name: str, title: str, needs: str) -> Finding:
 
 def judged(name: str, title: str, found: Difference, threshold: float, text: str, attack: str) -> Finding:
     """Return the finding of a difference that should be at most ``threshold``."""
-    how = outcome(found.value, found.error, threshold)
+    how = outcome(found, threshold)
     told = f"{text}: {points(found.value)} ± {points(found.error)} points, at most {points(threshold)} (n = {found.n})"
     return Finding(name, title, how, told, found.value, threshold, found.error, attack)
 
@@ -134,8 +156,9 @@ def reported(evidence: Evidence) -> Row | None:
 
 
 def settled(evidence: Evidence) -> Row | None:
-    """Return the strongest of AutoAttack's rows that there is."""
-    return next((evidence.rows[name] for name in AUTOATTACK if name in evidence.rows), None)
+    """Return the strongest of AutoAttack's rows that there is; the random version counts for random models alone."""
+    names = [name for name in AUTOATTACK if name != "autoattack_rand" or evidence.raised("randomised")]
+    return next((evidence.rows[name] for name in names if name in evidence.rows), None)
 
 
 def iterating(evidence: Evidence) -> Finding:
@@ -150,9 +173,9 @@ def iterating(evidence: Evidence) -> Finding:
 def black_box(evidence: Evidence) -> Finding:
     """G2: what the gradient finds is not weaker than what is found without it."""
     title, blind = "white-box beats black-box", evidence.named(*BLACK_BOX)
-    aimed = [row for row in evidence.rows.values() if gradient(row)]
-    evidence, white = evidence.with_row(aimed, "white-box", "all gradient attacks")
-    blind = [row for row in blind if not row.name.startswith(("uniform", "nattack_"))]
+    aimed = evidence.everywhere([row for row in evidence.rows.values() if gradient(row)])
+    evidence, white = evidence.union(aimed, "white-box", "all gradient attacks")
+    blind = [row for row in blind if not re.match(r"uniform|nattack_0", row.name)]
     if white is None or not blind:
         return missing("G2", title, "square, nattack or transfer, and per-image results")
     gaps = {row.name: evidence.difference(white, row) for row in blind}
@@ -163,8 +186,8 @@ def black_box(evidence: Evidence) -> Finding:
 
 def gradient(row: Row) -> bool:
     """Say whether a row is of an attack that follows gradients, in the ball."""
-    whole = row.name in ("clean", "worst", "autoattack", "autoattack_plus")
-    return not whole and row.role != "probe" and not row.name.startswith(BLACK_BOX) and row.gradients > 0
+    mixed = row.name in ("clean", "worst", "autoattack") or row.name.startswith("autoattack_plus")
+    return not mixed and row.role != "probe" and not row.name.startswith(BLACK_BOX) and row.gradients > 0
 
 
 def unbounded(evidence: Evidence) -> Finding:
@@ -203,15 +226,18 @@ def budget(evidence: Evidence) -> Finding:
     for row in evidence.rows.values():
         curve, other = re.fullmatch(r"budget\.pgd10\.(\d+)", row.name), re.fullmatch(r"pgd10@eps=(.+)", row.name)
         if curve:
-            found[int(curve[1]) / 8] = row
+            found[int(curve[1]) / 8 * evidence.eps] = row
         elif other:
             over, _, under = other[1].partition("/")
             found[float(over) / float(under or 1)] = row
+    if len(found) > 1 and "pgd10" in evidence.rows:
+        found.setdefault(evidence.eps, evidence.rows["pgd10"])
     if len(found) < 2:
         return missing("G5", title, "pgd10@eps=E for some radii, or budget_pgd10")
     ordered = [row for _, row in sorted(found.items())]
     steps = [(evidence.difference(more, less), more) for less, more in itertools.pairwise(ordered)]
     largest, row = max(steps, key=lambda step: step[0].value - 2 * step[0].error)
+    largest = replace(largest, error=1.5 * largest.error)  # the largest of many differences is large by chance alone
     return judged("G5", title, largest, 0.0, f"largest rise, {row.title}", row.name)
 
 
@@ -266,7 +292,8 @@ def rescaling(evidence: Evidence) -> Finding:
     """
     title, made = "rescaled logits make PGD no stronger", list[Finding]()
     for row in evidence.rows.values():
-        base = evidence.rows.get(row.name.partition("@scale=")[0]) if "@scale=" in row.name else None
+        scaled = "@scale=" in row.name and row.role == "part"
+        base = evidence.rows.get(row.name.partition("@scale=")[0]) if scaled else None
         if base is not None:
             text = f"{base.title} above the same with {row.title.rpartition(', ')[2]}"
             made.append(judged("G8", title, evidence.difference(base, row), 0.01, text, row.name))
@@ -276,38 +303,44 @@ def rescaling(evidence: Evidence) -> Finding:
 def flags(evidence: Evidence) -> Finding:
     """G9: AutoAttack's own flags: random answers, softmax outputs, zero gradients, Square helping by 0.2 points."""
     title = "AutoAttack's flags are silent"
-    raised = [check for check in evidence.checks if check.name in FLAGS and check.level != "pass"]
+    raised = evidence.raised(*FLAGS)
+    if "autoattack_rand" not in evidence.rows:  # the flag of a random model asks for that version
+        raised += evidence.raised("randomised")
     if raised:
         return Finding("G9", title, "fail", "; ".join(check.text for check in raised), attack=raised[0].name)
     before, after = evidence.rows.get("autoattack.fab_t"), evidence.rows.get("autoattack")
-    if after is None:
-        square = evidence.rows.get("square")
-        aimed = [row for row in evidence.rows.values() if gradient(row)]
-        evidence, before = evidence.with_row(aimed, "white-box", "all gradient attacks")
-        if before is not None and square is not None:
-            evidence, after = evidence.with_row([before, square], "white-box and square", "with Square")
+    square = evidence.rows.get("square")
+    if after is None and square is not None:
+        aimed = evidence.everywhere([row for row in evidence.rows.values() if gradient(row)])
+        evidence, before = evidence.union(aimed, "white-box", "all gradient attacks")
+        evidence, after = evidence.union([*aimed, square], "white-box and square", "with Square")
     if before is None or after is None:
         return missing("G9", title, "autoattack, or square")
     gain = evidence.difference(before, after)
     return judged("G9", title, gain, 0.002, f"Square breaks more than {before.title}", after.name)
 
 
-FLAGS = ("randomised", "probabilities", "zero gradient", "no gradient", "batch", "batch mates")
-"""Names of an evaluation's checks that AutoAttack would raise as flags, or that make gradients say nothing."""
+FLAGS = ("probabilities", "zero gradient", "no gradient", "batch")
+"""Names of an evaluation's checks that make gradients, or verdicts, say little of a model."""
 
 
 def adaptive(evidence: Evidence) -> Finding:
-    """G10: attacks fitted to such defences find no more than 1 point beyond AutoAttack."""
-    title, whole, fitted = "adaptive attacks add little", settled(evidence), evidence.named(*ADAPTIVE)
-    if whole is None or not fitted:
-        return missing("G10", title, "autoattack (or apgd), and multi9x30, md or odi")
-    evidence, all_of_them = evidence.with_row([whole, *fitted], "adaptive", "with adaptive attacks")
-    if all_of_them is None:
-        return missing("G10", title, "per-image results")
-    alone = {row.name: evidence.with_row([whole, row], f"with {row.name}", "")[1] for row in fitted}
-    best = min(fitted, key=lambda row: alone[row.name].right if alone[row.name] is not None else 1 << 62)  # type: ignore[union-attr]
-    text = f"{whole.title} above its union with {', '.join(row.title for row in fitted)}"
-    return judged("G10", title, evidence.difference(whole, all_of_them), 0.01, text, best.name)
+    """G10: no other attack, adaptive or black-box, finds more than 1 point beyond AutoAttack."""
+    title, whole = "no other attack adds much to AutoAttack", settled(evidence)
+    others = [row for row in evidence.attacks() if not row.name.startswith("autoattack")]
+    others = [row for row in others if row.name not in ("fgsm", "pgd10")]
+    if whole is None or not others or evidence.right(whole) is None:
+        return missing("G10", title, "autoattack (or apgd), multi9x30, md or odi, and per-image results")
+    made = []
+    all_of_them = evidence.everywhere(others)
+    for rows in ([all_of_them] if all_of_them else []) + [[row] for row in others if row not in all_of_them]:
+        more, joined = evidence.union([whole, *rows], "joined", "")
+        if joined is not None:
+            told = ", ".join(row.title for row in rows)
+            best = min(rows, key=lambda row: more.difference(row, whole).value)
+            gain = more.difference(whole, joined)
+            made.append(judged("G10", title, gain, 0.01, f"{whole.title} above its union with {told}", best.name))
+    return together(made)
 
 
 def headline(evidence: Evidence) -> Finding:
@@ -322,38 +355,49 @@ def verdict(evidence: Evidence, found: Sequence[Finding]) -> Verdict:
     """Return the one verdict.
 
     masked: a check of :data:`MASKING` failed. overestimated: another one failed. believable: AutoAttack, or its first
-    half, was run, and none failed; or nothing is left to break. Else not examined.
+    half, was run, none failed, and G11 passed; or nothing is left to break. Else not examined.
     """
     pgd, whole, worst = reported(evidence), settled(evidence), evidence.rows.get("worst")
-    attacks = [row for row in evidence.rows.values() if row.role == "attack" and row.name not in ("clean", "worst")]
-    strongest = whole or min(attacks, key=lambda row: row.accuracy, default=None)
-    if pgd is None or worst is None or strongest is None:
-        told = strongest.title if strongest else "none"
+    strong = min(evidence.everywhere(evidence.attacks()), key=lambda row: row.accuracy, default=None)
+    strongest = whole or strong
+    told = strongest.title if strongest else "none"
+    if pgd is None or worst is None or strong is None:
         text = f"not examined: no PGD was run to compare with (strongest attack run: {told})"
         return Verdict("not examined", text, "", told, math.nan, math.nan)
     gap = evidence.difference(pgd, worst)
-    strong = min(attacks, key=lambda row: row.accuracy)
-    told = strongest.title
     figure = f"{pgd.title} {100 * pgd.accuracy:.1f} %, worst case {100 * worst.accuracy:.1f} %"
     failed = [one for one in found if one.outcome == "fail"]
     masked = [one for one in failed if one.name in MASKING]
+    doubts = [one for one in found if one.name == "G11" and one.outcome == "inconclusive"]
+    wrong = evidence.raised("accuracy", "normalisation")
 
     def made(kind: Literal["believable", "overestimated", "masked", "not examined"], text: str) -> Verdict:
         return Verdict(kind, text, pgd.title, told, gap.value, gap.error)
 
+    if wrong:
+        return made("not examined", f"not examined, the model or its images are probably wrong: {wrong[0].text}")
     if masked:
         shown = evidence.rows.get(masked[0].attack)
         by = f", shown by {shown.title}" if shown else ""
         return made("masked", f"masked{by} ({masked[0].name}: {masked[0].text}); {figure}")
-    if failed:
-        least = "" if whole is not None and whole.name != "autoattack.apgd_t" else "at least "
-        size = f"{least or 'about '}{100 * gap.value:.0f} points"
+    if failed and gap.value > 2.0 * gap.error:
+        full = whole is not None and whole.name != "autoattack.apgd_t"
+        size = f"{'about' if full else 'at least'} {100 * gap.value:.0f} points"
         by = f"{figure}, shown by {strong.title}" + ("" if strong.title == told else f"; strongest attack run: {told}")
         return made("overestimated", f"overestimated by {size} under {pgd.title} ({by})")
+    if worst.right == 0:
+        return made("believable", f"believable: nothing survives all attacks, and no other could break more ({figure})")
     if whole is None:
-        return made(
-            "not examined", f"not examined: the strongest attack run is {told} ({figure}), which settles nothing"
-        )
+        text = f"not examined: the strongest attack run is {told} ({figure}), which settles nothing"
+        return made("not examined", text)
+    for one in (*failed, *doubts):
+        text = f"not examined well enough: {one.name}, {one.text}, though no attack that was run breaks more ({figure})"
+        if one in doubts:
+            text = f"not examined well enough: {one.text}, which so few images do not settle ({figure})"
+        return made("not examined", text)
+    if whole.n < ENOUGH:
+        text = f"not examined well enough: {told} was run on {whole.n} images ({figure}), and {ENOUGH} are the least"
+        return made("not examined", text)
     counts = [f"{sum(one.outcome == how for one in found)} {how}" for how in ("pass", "inconclusive", "not examined")]
     text = (
         f"believable: {told} leaves {100 * whole.accuracy:.1f} % of {whole.n} images ({figure}; checks: "

@@ -183,6 +183,34 @@ class Program(nn.Module):
         return logits
 
 
+@final
+class Still(nn.Module):
+    """A network that no gradient can be taken through, with one that is zero: attacks that follow it stand still."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the network's answer, cut off from its weights too; second derivatives are zero as well."""
+        logits: Tensor = self.net(x)
+        return logits.detach() + (0.0 * x * x).flatten(1).sum(dim=1, keepdim=True).to(logits.dtype)
+
+
+def cut_off(model: Callable[[Tensor], Tensor], x: Tensor) -> str:
+    """Say why no gradient reaches images that a model answers, or nothing where one does."""
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        logits = model(leaf)
+        if not logits.requires_grad:
+            return "its answer has no gradient"
+        try:
+            (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+        except RuntimeError as error:
+            return str(error).strip().splitlines()[0][:200]
+    return "its answer is cut off from the image" if gradient is None else ""
+
+
 def load_declared(declared: Declaration, device: torch.device | str = "cpu") -> Declared:
     """Make the network that was declared, fill in its weights in float32, and return it in evaluation mode.
 
@@ -294,6 +322,9 @@ def _attribute(found: object, module: str, name: str) -> object:
         except AttributeError:
             names = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
             own = [key for key in names if getattr(vars(found)[key], "__module__", module) == module]
+            if not names:
+                told = f"model {module}:{name}: no {step!r} is there: name a function of {module}"
+                raise DemiluneError(told) from None
             raise unknown(f"function of {module}", step, own or names) from None
         found = inner
     return found
@@ -686,4 +717,4 @@ def _batch(exported: torch.export.ExportedProgram, path: Path, declared: Declara
     return max(1, int(limits.lower)), int(limits.upper) if limits.upper < sys.maxsize else sys.maxsize
 
 
-__all__ = ["Declaration", "Declared", "Program", "load_declared", "sniff"]
+__all__ = ["Declaration", "Declared", "Program", "Still", "cut_off", "load_declared", "sniff"]

@@ -20,7 +20,7 @@ from demilune.core.random import Stream
 from demilune.data import Dataset, Digits, Extra
 from demilune.data.extra import FIRST_ID
 from demilune.errors import DemiluneError
-from demilune.evaluate.assess import rebuild
+from demilune.evaluate.subject import rebuild
 from demilune.experiment import Experiment, Training, build, plain
 from demilune.methods import (
     ADT,

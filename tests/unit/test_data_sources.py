@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from conftest import refused
-from demilune.data import DATA, SUPPLIES, Data, Dataset, Digits, Folder, Split
+from demilune.data import CORRUPTED, DATA, SUPPLIES, Data, Dataset, Digits, Folder, Split
 from demilune.data.pictures import Decoder
 from demilune.data.split import fingerprint, spread, statistics
 from demilune.errors import DemiluneError
@@ -132,7 +132,8 @@ def test_a_home_that_is_not_known_is_refused(
     for more in ([], ["--download"]):
         refused(["data", name, "--root", "~nosuchuser/x", *more], capsys, *words)
     with pytest.raises(DemiluneError, match="~nosuchuser"):
-        DATA[name](root="~nosuchuser/x").load()  # type: ignore[call-arg]
+        kinds = {**DATA, **{f"{of}-c": kind for of, kind in CORRUPTED.items()}}
+        kinds[name](root="~nosuchuser/x").load()
     monkeypatch.setenv("DEMILUNE_DATA", "~nosuchuser/x")
     refused(["data", name], capsys, *words)
     with pytest.raises(DemiluneError, match="~nosuchuser"):

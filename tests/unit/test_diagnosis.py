@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from demilune.diagnosis import MASKING, diagnose, outcome
+from demilune.paired import Difference
 from demilune.results import Check, Finding, Row, Verdict
 
 N = 1000
@@ -24,7 +25,7 @@ def found(
         gradients = 0.0 if name.startswith(("square", "nattack", "uniform", "transfer")) else 10.0
         rows.append(Row(name, name.upper(), name, n, count, None, 10.0, gradients, role=role(name)))
         arrays[f"right.{name}"] = np.arange(n) < count
-    findings, verdict = diagnose(rows, arrays if images else None, checks)
+    findings, verdict = diagnose(rows, arrays if images else None, checks, 8 / 255)
     return {one.name: one for one in findings}, verdict
 
 
@@ -113,14 +114,24 @@ def test_few_images_are_inconclusive_not_a_failure() -> None:
     small = {"fgsm": 25, "pgd10": 22, "multi9x30": 20, "autoattack.apgd_t": 20}
     findings, verdict = found(small, n=40)
     assert findings["G6"].outcome == "inconclusive"
+    assert verdict.kind == "not examined"
+    assert "100 are the least" in verdict.text
+    _, verdict = found({"fgsm": 14, "pgd10": 12, "autoattack.apgd_t": 8}, n=40)
+    assert verdict.kind == "not examined"
+    assert "10.0 ± 5.6 points" in verdict.text
+
+
+def test_where_nothing_is_left_no_other_attack_could_break_more() -> None:
+    _, verdict = found({"fgsm": 100, "pgd10": 20, "multi9x30": 0})
     assert verdict.kind == "believable"
-    assert "inconclusive" in verdict.text
+    assert "nothing survives" in verdict.text
 
 
 def test_a_failed_check_needs_two_standard_errors() -> None:
-    assert outcome(0.05, 0.01, 0.05) == "pass"
-    assert outcome(0.069, 0.01, 0.05) == "inconclusive"
-    assert outcome(0.071, 0.01, 0.05) == "fail"
+    assert outcome(Difference(0.05, 0.01, N), 0.05) == "pass"
+    assert outcome(Difference(0.069, 0.01, N), 0.05) == "inconclusive"
+    assert outcome(Difference(0.071, 0.01, N), 0.05) == "fail"
+    assert outcome(Difference(1.0, 0.0, 3), 0.05) == "inconclusive"
 
 
 def test_a_weaker_attack_by_rescaling_says_nothing() -> None:
@@ -152,6 +163,64 @@ def test_an_attack_on_fewer_images_is_compared_on_those() -> None:
     ]
     arrays = {f"right.{name}": np.arange(N) < n for name, n in (("clean", 900), ("pgd10", 500), ("worst", 490))}
     arrays |= {"right.nattack": np.array([True, False, False, True]), "place.nattack": place}
-    g2 = next(one for one in diagnose(rows, arrays)[0] if one.name == "G2")
+    g2 = next(one for one in diagnose(rows, arrays, (), 8 / 255)[0] if one.name == "G2")
     assert g2.value == pytest.approx(0.5)
     assert "n = 4" in g2.text
+
+
+def with_some(
+    standing: Mapping[str, int], name: str, right: Sequence[bool], place: Sequence[int]
+) -> dict[str, Finding]:
+    """Return the findings where one black-box row is about some of the images only."""
+    rows, arrays = [], {"ids": np.arange(N), f"right.{name}": np.array(right), f"place.{name}": np.array(place)}
+    for one, count in {"clean": 900, **standing, "worst": min(standing.values())}.items():
+        rows.append(Row(one, one.upper(), one, N, count, None, 10.0, 10.0))
+        arrays[f"right.{one}"] = np.arange(N) < count
+    rows.insert(-1, Row(name, name.upper(), name, len(place), sum(right), None, 10.0, 0.0))
+    return {one.name: one for one in diagnose(rows, arrays, (), 8 / 255)[0]}
+
+
+def test_square_on_some_of_the_images_still_counts() -> None:
+    standing = {"fgsm": 560, "pgd10": 500, "multi9x30": 470, "autoattack.apgd_t": 470}
+    findings = with_some(standing, "square", [i >= 40 for i in range(100)], list(range(100)))
+    assert findings["G9"].outcome == "fail"
+    assert findings["G9"].value == pytest.approx(0.4)
+    assert "n = 100" in findings["G9"].text
+
+
+def test_what_a_black_box_attack_breaks_beyond_autoattack_counts_whatever_its_own_accuracy() -> None:
+    rows, arrays = [], {"ids": np.arange(N)}
+    right = {"clean": np.arange(N) < 900, "pgd10": np.arange(N) < 510, "autoattack": np.arange(N) < 500}
+    right["transfer"] = (np.arange(N) < 900) & (np.arange(N) >= 100)  # 80 %, but a fifth of AutoAttack's survivors
+    right["worst"] = right["autoattack"] & right["transfer"]
+    for name, which in right.items():
+        rows.append(Row(name, name, name, N, int(which.sum()), None, 10.0, 0.0 if name == "transfer" else 10.0))
+        arrays[f"right.{name}"] = which
+    findings, verdict = diagnose(rows, arrays, (), 8 / 255)
+    g10 = next(one for one in findings if one.name == "G10")
+    assert (g10.outcome, g10.attack) == ("fail", "transfer")
+    assert verdict.kind == "overestimated"
+    assert "11 points" in verdict.text
+
+
+def test_the_random_version_settles_random_models_alone() -> None:
+    standing = {"fgsm": 560, "pgd10": 500, "autoattack_rand": 490}
+    assert found(standing)[1].kind == "not examined"
+    random = Check("randomised", "warning", "the model answers differently")
+    findings, verdict = found(standing, [random])
+    assert verdict.kind == "believable"
+    assert findings["G9"].outcome == "not examined"
+    assert found({**standing, "autoattack": 490}, [random])[0]["G9"].outcome == "not examined"
+    assert found({"fgsm": 560, "pgd10": 500, "autoattack": 490}, [random])[1].kind == "masked"
+
+
+def test_radii_of_a_curve_and_of_modifiers_are_the_same_units() -> None:
+    curve = {f"budget.pgd10.{k}": 900 - 50 * k for k in range(17)}
+    findings, _ = found({"fgsm": 560, "pgd10": 500, "pgd10@eps=12/255": 250, **curve})
+    assert findings["G5"].outcome == "pass"
+
+
+def test_a_model_no_better_than_chance_gets_no_verdict() -> None:
+    _, verdict = found(SAT, [Check("accuracy", "warning", "no better than chance")])
+    assert verdict.kind == "not examined"
+    assert "no better than chance" in verdict.text

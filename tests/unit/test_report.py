@@ -277,10 +277,10 @@ def entry_of(value: Mapping[str, Any], folder: Path) -> Entry:
 
 
 def test_an_old_evaluation_gets_the_verdict_that_it_would_get_now(three: list[Path], tmp_path: Path) -> None:
-    for run, kind in zip(read(three), ("not examined", "not examined", "overestimated"), strict=True):
+    for run, kind in zip(read(three), ("believable", "not examined", "overestimated"), strict=True):
         (entry,) = run.entries
         found = entry.evaluation
-        assert (found.findings, entry.verdict) == diagnose(found.rows, entry.images, found.checks)
+        assert (found.findings, entry.verdict) == diagnose(found.rows, entry.images, found.checks, found.eps)
         assert entry.verdict.kind == kind and len(found.findings) == 11
     assert entry.verdict.points == pytest.approx(0.15) and "G6" not in entry.verdict.text
     bare = write_evaluation(tmp_path / "bare.json", evaluation("bare", "rat", RAT), 0)
@@ -306,7 +306,7 @@ def test_no_robust_accuracy_without_its_verdict(three: list[Path], tmp_path: Pat
     out = tmp_path / "report"
     build(runs, out)
     words = {
-        "standard": "not examined", "sat": "not examined", "rat": "overestimated by ≥ 15 points",
+        "standard": "believable", "sat": "not examined", "rat": "overestimated by ≥ 15 points",
         "masked <i>": "masked", "believed": "believable",
     }  # fmt: skip
     entries = [entry for run in read(runs) for entry in run.entries]
@@ -334,7 +334,7 @@ def test_no_robust_accuracy_without_its_verdict(three: list[Path], tmp_path: Pat
             assert told == (verdict.kind, verdict.text, verdict.strongest)
     caption = (out / "index.html").read_text(encoding="utf-8").split("The dashed line is chance. ")[1].split("<")[0]
     assert caption.startswith(
-        "Verdicts: not examined: standard, sat; overestimated by ≥ 15 points: rat; masked: masked"
+        "Verdicts: believable: standard, believed; not examined: sat; overestimated by ≥ 15 points: rat; masked: masked"
     )
 
 
@@ -387,10 +387,10 @@ def test_the_doctors_checks_are_shown_with_value_and_threshold(three: list[Path]
     assert '<details id="doctor-1-0" open><summary>' in source
     text = parsed(index).text
     text = text[text.index("Doctor", 200) :]
-    assert "G6 the choice of loss matters little✗ fail 15.0 ± 2.54.0PGD-10 and CW-10 apart: 8.0 ±" in text
+    assert "G6 the choice of loss matters little✗ fail 15.0 ± 2.84.0PGD-10 and CW-10 apart: 8.0 ±" in text
     assert "G3 an unbounded attack breaks everything✓ pass 0.0 ± 0.01.0" in text
     assert "? not examined ––needs square, nattack or transfer" in text
-    assert "PGD-10 lies 15.0 ± 2.5 points above the worst case." in text
+    assert "PGD-10 lies 15.0 ± 2.8 points above the worst case." in text
 
 
 def test_an_attack_on_fewer_images_belongs_to_those_it_names(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from demilune.attacks.base import (
 )
 from demilune.attacks.decomposition import MarginDecomposition
 from demilune.attacks.fab import FAB, FABT
-from demilune.attacks.judge import Verdict, correct, judged, right, survivors
+from demilune.attacks.judge import Verdict, check_allowed, correct, judged, right, survivors
 from demilune.attacks.nattack import NATTACK
 from demilune.attacks.odi import ODI
 from demilune.attacks.pgd import CW, FGSM, KLPGD, PGD, BestOf, MultiTargeted, TargetedPGD
@@ -81,6 +81,7 @@ __all__ = [
     "Verdict",
     "ascend",
     "breach",
+    "check_allowed",
     "correct",
     "frozen",
     "judged",

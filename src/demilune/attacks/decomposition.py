@@ -10,7 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Iterate, Model, ascend, breach
+from demilune.attacks.base import Attack, Iterate, Model, ascend
+from demilune.attacks.judge import right
 from demilune.attacks.pgd import wrong_classes
 from demilune.core.geometry import Ball
 from demilune.core.losses import others, widened
@@ -119,9 +120,9 @@ def confirmed(model: Model, iterate: Iterate, y: Tensor) -> Tensor:
     The search's logits may be of low precision: they only say which images to run once more (without any, all).
     """
     point, logits = iterate
-    broken = torch.ones(len(y), dtype=torch.bool, device=y.device) if logits is None else breach(logits, y) > 0
+    broken = torch.ones(len(y), dtype=torch.bool, device=y.device) if logits is None else ~right(logits, y)
     rows = broken.nonzero().squeeze(1)
     if len(rows) == 0:
         return broken
     with torch.no_grad():
-        return broken.index_copy(0, rows, breach(model(point[rows]), y[rows]) > 0)
+        return broken.index_copy(0, rows, ~right(model(point[rows]), y[rows]))

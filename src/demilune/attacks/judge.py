@@ -52,8 +52,16 @@ def right(logits: Tensor, y: Tensor) -> Tensor:
 def judged(model: Model, x: Tensor, adversarial: Tensor, y: Tensor, ball: Ball) -> Tensor:
     """Return which attacked images are still classified correctly, bool [N].
 
-    Raises DemiluneError where an image left the ball by more than 1e-6, or 1e-6 · ε in a large one (a rounding of
-    x ± ε is 6e-8), or left [0,1]: such a result would be worth nothing.
+    Raises DemiluneError where an image is not allowed, see :func:`check_allowed`.
+    """
+    check_allowed(adversarial, x, ball)
+    return correct(model, adversarial, y)
+
+
+def check_allowed(adversarial: Tensor, x: Tensor, ball: Ball) -> None:
+    """Refuse images that left the ball by more than 1e-6, or 1e-6 · ε in a large one, or left [0,1].
+
+    A rounding of x ± ε is 6e-8; a result further out would be worth nothing.
     """
     distance = float(ball.distance(adversarial, x).max())
     low, high = (float(v) for v in torch.aminmax(adversarial))
@@ -62,4 +70,3 @@ def judged(model: Model, x: Tensor, adversarial: Tensor, y: Tensor, ball: Ball) 
             f"the attack returned an image at {ball.norm} distance {distance:g} with pixels from {low:g} to {high:g}: "
             f"it must stay within eps = {ball.eps:g} and [0,1]; this is a fault of the attack, nothing was counted"
         )
-    return correct(model, adversarial, y)

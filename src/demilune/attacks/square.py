@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from demilune.attacks.base import Attack, Model, breach
+from demilune.attacks.judge import right
 from demilune.core.geometry import Ball, per_image
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
@@ -92,20 +93,30 @@ class Square(Attack):
         """Return the last point taken and its margin; an image is queried no more once it is broken."""
         start, proposals = (_stripes, _squares) if ball.norm == "linf" else (_bumps, _transfers)
         point = start(x, ball, rng.sub("start"))
-        height = breach(model(point), y)
+        height = _height(model(point), y)
         best, value = torch.empty_like(point), torch.empty_like(height)
         now = _broken_out(_Standing(torch.arange(len(x), device=x.device), x, y, point, height), best, value)
         for window, proposed in proposals(self.queries, self.p, x, ball, rng):
             if len(now.rows) == 0:
                 break
             point = proposed(now)
-            height = breach(model(point), now.y)
+            height = _height(model(point), now.y)
             better = height > now.value
             now.point[window] = torch.where(per_image(better, point), point[window], now.point[window])
             now = _broken_out(now._replace(value=torch.where(better, height, now.value)), best, value)
         best.index_copy_(0, now.rows, now.point)
         value.index_copy_(0, now.rows, now.value)
         return best, value
+
+
+def _height(logits: Tensor, y: Tensor) -> Tensor:
+    """Return each image's margin, below 0 exactly where the judge calls it right.
+
+    The released code leaves an image at margin 0, a tie that the judge may decide for the label; with rounded logits,
+    an old way of masking, such ties are common, and leaving there would be no sound exit.
+    """
+    height = breach(logits, y)
+    return torch.where(right(logits, y), height.clamp_max(-torch.finfo(height.dtype).tiny), height.clamp_min(0.0))
 
 
 def _broken_out(now: _Standing, best: Tensor, value: Tensor) -> _Standing:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
 
+from demilune import __version__
 from demilune.console import Line, console
 from demilune.core.random import Stream
 from demilune.data import Dataset, Split
@@ -22,7 +26,7 @@ from demilune.evaluate.table import Progress, evaluate, save_npz
 from demilune.experiment import plain
 from demilune.foreign import Declared
 from demilune.results import Check, Evaluation
-from demilune.runs import RunFolder, environment, read_json, write_json
+from demilune.runs import RunFolder, disk_refusal, environment, read_json, write_json
 from demilune.runtime import hardware
 
 
@@ -33,7 +37,7 @@ class Request:
 
     ``attacks`` None means the standard suite. ``limit`` 0 means as many images as are ``usual``, and 0 there all of
     them. ``kind`` becomes part of the result's name, in place of the attacks;
-    ``folder`` is the room of the run folder it goes to.
+    ``folder`` is the room of the run folder it goes to. ``omitted`` says what was left out, and why.
     """
 
     attacks: tuple[str, ...] | None = None
@@ -46,6 +50,7 @@ class Request:
     sources: tuple[Path, ...] = ()
     kind: str = ""
     folder: str = "evaluations"
+    omitted: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -65,22 +70,23 @@ def assess(
     ``entries`` take the place of the attacks that the request names. Returns the evaluation and its file, or None and
     the file of what is done so far when ``stopping`` said so.
     """
-    if request.batch < 1 or request.limit < 0:
-        raise DemiluneError(f"batch {request.batch}, limit {request.limit}: they must be at least 1 and 0")
+    target = out or default_target(subject, request)
+    if out is not None:
+        check_target(out, "evaluation", ("rows", "checks"))
+    check_writable(target)
     entries = entries or entries_of(subject, request)
     dataset, device = subject.dataset, subject.device
     split = chosen_images(dataset, request).to(device)
-    target = out or default_target(subject, request)
-    if out is not None:
-        check_target(out)
     partial = target.with_suffix(".partial.npz")
     identity = {
+        "version": __version__,
         "data": dict(dataset.sha256),
         "split": request.split,
         "weights": subject.sha256,
         "suite": [[one.name, one.described(), one.most, one.identity] for one in entries],
         "runtime": plain(subject.runtime),
         "seed": request.seed,
+        "step_ratio": request.step_ratio,
     }
     rng = Stream.of(request.seed, "evaluation", device=device)
     first = split.take(torch.arange(min(len(split), 256), device=device))
@@ -106,12 +112,14 @@ def assess(
                 partial,
                 identity,
                 watching(line, stopping),
+                alone=not any(check.name == "batch" and check.level != "pass" for check in asked),
             )
         except Stopped:
             return None, partial
     about = environment()
     checks = (*found.checks, *(c for c in asked if c.name != "randomised"), *subject.checks)
-    findings, verdict = diagnose(found.rows, found.images, checks)
+    checks += (Check("omitted", "warning", request.omitted),) if request.omitted else ()
+    findings, verdict = diagnose(found.rows, found.images, checks, subject.ball.eps)
     result = Evaluation(
         subject=subject.name,
         checkpoint=subject.checkpoint,
@@ -145,17 +153,21 @@ def assess(
 
 def entries_of(subject: Subject, request: Request) -> tuple[Entry, ...]:
     """Return the attacks asked for, as they are for this subject."""
-    sources = [opened(path, {"runtime": request.settings.get("runtime", {})}) for path in request.sources]
-    for path, source in zip(request.sources, sources, strict=True):
-        if source.dataset.shape[0] != subject.dataset.shape[0] or source.dataset.classes != subject.dataset.classes:
+    sources = dict[str, Subject]()
+    for path in request.sources:
+        source = opened(path, {"runtime": plain(subject.runtime)})
+        if source.dataset.shape != subject.dataset.shape or source.dataset.classes != subject.dataset.classes:
             raise DemiluneError(f"{path} is of other images or classes than {subject.name}: nothing transfers from it")
-    told = {f"{source.name} ({source.checkpoint})": source for source in sources}
+        if source.sha256 == subject.sha256:
+            raise DemiluneError(f"{path} is the very network that is examined: name others to transfer from")
+        name = f"{source.name} ({source.checkpoint})"
+        sources[f"{name}, {path}" if name in sources else name] = source
     setting = Setting(
         request.step_ratio,
         subject.ball.norm,
         len(subject.dataset.classes),
-        {name: source.model for name, source in told.items()},
-        {name: source.sha256 for name, source in told.items()},
+        {name: source.model for name, source in sources.items()},
+        {name: source.sha256 for name, source in sources.items()},
     )
     return suite(request.attacks if request.attacks is not None else STANDARD, setting)
 
@@ -183,38 +195,61 @@ def default_target(subject: Subject, request: Request) -> Path:
 
     Whatever differs from the defaults is in the name, so that one evaluation does not take another's place.
     """
-    ball = request.settings.get("ball", {})
     asked: list[str] = [request.split] if request.split != "test" else []
     named = request.kind or "-".join(request.attacks or ())
     asked += [named] if named and request.attacks != STANDARD else []
+    asked += ["-".join(["from", *map(str, request.sources)]).replace("/", "-")] if request.sources else []
     asked += [f"n{request.limit}"] if request.limit else []
     asked += [f"ratio{request.step_ratio:g}"] if request.step_ratio != 0.25 else []
     asked += [f"seed{request.seed}"] if request.seed else []
-    asked += [str(ball["norm"])] if "norm" in ball else []
-    asked += [f"eps{ball['eps']:g}"] if "eps" in ball else []
-    stem = "_".join([subject.stem, *asked]).replace("/", "over").replace("@", "-").replace("=", "")
+    told = {"ball.norm": "", "ball.eps": "eps", "runtime.precision": ""}
+    for name, value in subject.apart.items():
+        section, _, field_ = name.partition(".")
+        if name in told or (section == "data" and field_ not in ("root", "unverified")):
+            asked.append(told.get(name, field_) + (f"{value:g}" if isinstance(value, float) else str(value)))
+    stem = "_".join(asked).replace("/", "over").replace("@", "-").replace("=", "")
+    stem = "_".join([subject.stem, re.sub(r"[^\w.-]+", "-", stem)] if stem else [subject.stem])
+    whole = stem.encode()
+    if len(whole) > LONGEST:
+        stem = f"{whole[: LONGEST - 13].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:12]}"
     if subject.home is None:
         return subject.file.with_name(f"{stem}.json")
     return RunFolder(subject.home).evaluation(stem, request.folder)
 
 
-def check_target(out: Path) -> None:
-    """Refuse to write over anything but an earlier evaluation."""
+LONGEST = 160
+"""Bytes of a result's name; file systems allow some 255, endings and a temporary name included."""
+
+
+def check_target(out: Path, what: str, fields: Sequence[str]) -> None:
+    """Refuse to write over anything but an earlier result of the kind, which has these fields."""
     if out.is_dir() or not out.name:
         raise DemiluneError(f"{out} is a folder: name the JSON file to write, as --out {out / 'found.json'}")
-    if out.exists() and not (out.is_file() and _is_evaluation(out)):
-        raise DemiluneError(f"{out} is there, and no evaluation: name a new file, so that nothing is lost")
+    if out.exists() and not (out.is_file() and _has(out, fields)):
+        raise DemiluneError(f"{out} is there, and no {what}: name a new file, so that nothing is lost")
 
 
-def _is_evaluation(path: Path) -> bool:
+def check_writable(target: Path) -> None:
+    """Refuse, before any work, a place that no file can be written to."""
     try:
-        return {"rows", "checks"} <= read_json(path, "an evaluation").keys()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{target.with_suffix('.partial.npz').name}.", dir=target.parent):
+            pass
+    except OSError as error:
+        raise disk_refusal(target, error) from error
+
+
+def _has(path: Path, fields: Sequence[str]) -> bool:
+    try:
+        return set(fields) <= read_json(path, "a result").keys()
     except DemiluneError:
         return False
 
 
 def chosen_images(dataset: Dataset, request: Request) -> Split:
     """Return the images to judge: all of a split, or the same random ones for every model."""
+    if request.batch < 1 or request.limit < 0:
+        raise DemiluneError(f"batch {request.batch}, limit {request.limit}: they must be at least 1 and 0")
     split = dataset.sample(request.split, request.limit or request.usual)
     if len(split) == 0:
         raise DemiluneError(f"{dataset.name} has no {request.split} images: choose another --split")

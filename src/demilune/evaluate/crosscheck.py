@@ -39,7 +39,8 @@ from demilune.console import percent
 from demilune.core.geometry import Ball, Norm, per_image
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError, check_types, unknown
-from demilune.evaluate.table import TICK, Progress, is_randomised
+from demilune.evaluate.counted import TICK
+from demilune.evaluate.table import Progress, is_randomised
 from demilune.paired import Difference, paired
 
 LIBRARIES: Mapping[str, str] = MappingProxyType(

@@ -23,7 +23,7 @@ from demilune.data.cifar_c import Corrupted
 from demilune.data.corruptions import SEVERITIES, TYPES, Frost, available, corrupt, find_frost
 from demilune.data.split import Bytes
 from demilune.errors import DemiluneError, unknown
-from demilune.evaluate.assess import Request, Stopped, assess, chosen_images, default_target
+from demilune.evaluate.assess import Request, Stopped, assess, check_writable, chosen_images, default_target
 from demilune.evaluate.curvature import input_curvature, weight_curvature
 from demilune.evaluate.direction import direction
 from demilune.evaluate.landscape import input_landscape, weight_landscape
@@ -70,7 +70,8 @@ def measure(
     """
     if kind not in KINDS:
         raise unknown("curve", kind, KINDS)
-    asked = replace(request, usual=IMAGES.get(kind, 0), kind=kind, folder="curves")
+    told = f"{kind}-official" if kind == "corruptions" and corrupted else kind
+    asked = replace(request, usual=IMAGES.get(kind, 0), kind=told, folder="curves")
     if kind in SURVEYS:
         return surveyed(kind, subject, asked, stopping)
     written = []
@@ -147,10 +148,13 @@ def published(files: Corrupted) -> Made:
 
 def surveyed(kind: str, subject: Subject, request: Request, stopping: Callable[[], bool]) -> list[Path] | None:
     """Measure a kind that is a table of its own, and write it with its provenance."""
+    if kind.endswith("weights") and subject.parameters == 0:
+        raise DemiluneError(f"{kind} cannot be measured: {subject.name} shows no weights; name other kinds with --only")
     split = chosen_images(subject.dataset, request).to(subject.device)
     rng = Stream.of(request.seed, "survey", device=subject.device)
     attack = PGD(10, step_ratio=request.step_ratio)
     target = default_target(subject, request)
+    check_writable(target)
     begun = time.monotonic()
     with Line(console(), 0) as line:
 
@@ -183,6 +187,14 @@ def surveyed(kind: str, subject: Subject, request: Request, stopping: Callable[[
                 ]
         except Stopped:
             return None
+        except RuntimeError as error:  # a stranger's network need not have the derivatives that a survey takes
+            lack = isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error)
+            if subject.declared is None or lack:
+                raise
+            raise DemiluneError(
+                f"{kind} cannot be measured of {subject.name} ({str(error).splitlines()[0][:200]}): its network lacks "
+                "a derivative; name other kinds with --only"
+            ) from error
     about = environment()
     write_json(
         target,
@@ -207,4 +219,4 @@ _SPAN = tuple(k / 5 for k in range(-5, 6))
 """A coarser plane than the default's: at each of its points adversarial images are made anew."""
 
 
-__all__ = ["KINDS", "measure"]
+__all__ = ["KINDS", "corruptions", "measure"]

@@ -10,16 +10,17 @@ from typing import Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from demilune.attacks import Model, frozen
+from demilune.attacks import Model, frozen, seeded
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.data import Split
 from demilune.diagnosis import diagnose
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, unknown
 from demilune.evaluate.interview import interview
 from demilune.evaluate.subject import Subject
 from demilune.evaluate.suite import Entry, Setting, suite
-from demilune.evaluate.table import Findings, evaluate
+from demilune.evaluate.table import EOT, Findings, evaluate
+from demilune.foreign import Still, cut_off
 from demilune.options import levels
 from demilune.results import Check, Finding, Verdict
 
@@ -48,15 +49,26 @@ LINF_ONLY = ("nattack", "md", "md_t")
 
 
 def attacks(budget: Budget, ball: Ball, transfer: bool = False, randomised: bool = False) -> tuple[str, ...]:
-    """Return the names of the attacks for a ball; linf-only ones are left out (their checks: not examined) for l2."""
-    radii = {"half": 0.5 * ball.eps, "more": 1.5 * ball.eps, "double": min(2.0 * ball.eps, 1.0)}
-    told = {name: levels(eps) for name, eps in radii.items()}
+    """Return the names of the attacks for a ball; linf-only ones are left out for l2, see :func:`omitted`."""
+    if ball.eps == 0:
+        raise DemiluneError("eps = 0: a ball without radius holds nothing to examine; give one, as --ball.eps 8/255")
+    largest = 1.0 if ball.norm == "linf" else 32.0
+    radii = {"half": 0.5 * ball.eps, "more": 1.5 * ball.eps, "double": 2.0 * ball.eps}
+    told = {name: levels(min(eps, largest)) for name, eps in radii.items()}
     names = [name.format_map(told) for name in BUDGETS[budget]]
     if ball.norm != "linf":
         names = [name for name in names if name.split("@")[0] not in LINF_ONLY]
     if randomised:
         names = ["autoattack_rand" if name in ("autoattack", "apgd") else name for name in names]
-    return (*names, *(("transfer",) if transfer else ()))
+    return (*dict.fromkeys(names), *(("transfer",) if transfer else ()))
+
+
+def omitted(budget: Budget, ball: Ball) -> str:
+    """Say which attacks of a budget there are not for a ball, or nothing."""
+    lacking = [name.split("@")[0] for name in BUDGETS[budget] if name.split("@")[0] in LINF_ONLY]
+    if ball.norm == "linf" or not lacking:
+        return ""
+    return f"not examined by {', '.join(lacking)}: linf only, and the ball is {ball.norm}"
 
 
 class Estimate(NamedTuple):
@@ -77,8 +89,9 @@ def estimate(subject: Subject, entries: Sequence[Entry], images: int) -> Estimat
     search = subject.runtime.search(subject.model, subject.device)
     with frozen(subject.model, "eval"):
         forward, gradient = _time(subject.model, x, False), _time(search, x, True)
-    forwards = sum(one.cost[0] * min(one.most or images, images) for one in entries)
-    gradients = sum(one.cost[1] * min(one.most or images, images) for one in entries)
+    passes = EOT if subject.randomised() else 1
+    forwards = passes * sum(one.cost[0] * min(one.most or images, images) for one in entries)
+    gradients = passes * sum(one.cost[1] * min(one.most or images, images) for one in entries)
     seconds = ((forwards - gradients) * forward + gradients * gradient) / len(x)
     return Estimate(max(0.0, seconds), forwards // max(1, images), gradients // max(1, images))
 
@@ -119,35 +132,56 @@ def examine(
     ``x`` uint8, or floating point in [0,1] that 8 bits hold; ``y`` int64 [N]; ``names`` attacks by name, or a budget.
     Raises DemiluneError for images, labels or logits that are none.
     """
-    if x.dtype != torch.uint8:
-        bytes_ = (x * 255).round()
-        if not (
-            x.is_floating_point()
-            and bool(((bytes_ - x * 255).abs() < 1e-3).all())
-            and float(x.min()) >= 0
-            and float(x.max()) <= 1
-        ):
-            raise DemiluneError(
-                "examine() takes 8-bit images: uint8, or uint8 / 255; other images have no grey levels to speak of"
-            )
-        x = bytes_.to(torch.uint8)
-    if y.dtype != torch.int64 or y.shape != x.shape[:1] or x.dim() != 4 or len(x) == 0:
+    if y.dtype != torch.int64 or y.shape != x.shape[:1] or x.dim() != 4 or x.numel() == 0:
         raise DemiluneError(
             f"examine() was given images {list(x.shape)} and labels {y.dtype} {list(y.shape)}: "
             "[N,C,H,W] and int64 [N] were expected"
         )
-    split = Split(x, y, torch.arange(len(y), device=x.device))
+    if batch < 1:
+        raise DemiluneError(f"examine() was given batch = {batch}: it must be 1 or more")
+    if isinstance(names, str) and names not in BUDGETS:
+        raise unknown("budget", names, BUDGETS)
+    split = Split(_bytes(x), y, torch.arange(len(y), device=x.device))
     module = model if isinstance(model, nn.Module) else Wrapped(model)
-    with frozen(module, "eval"):
-        with torch.no_grad():
-            classes = module(split.pixels(slice(0, 2))).shape[-1]
+    first = split.pixels(slice(0, 2))
+    with frozen(module, "eval"), seeded(Stream.of(seed, "examine"), x.device):
+        classes = _classes(module, first, y)
         asked = interview(module, split.pixels(slice(0, 256)), y[:256], classes)
-    if names == "quick" or names == "full":
-        names = attacks(names, ball, bool(sources), any(c.name == "randomised" and c.level != "pass" for c in asked))
-    entries = suite(names, Setting(0.25, ball.norm, classes, sources or {}))
-    found = evaluate(module, split, ball, entries, Stream.of(seed, "evaluation", device=x.device), batch=batch)
+        if cut_off(module, first):
+            module = Still(module).eval()
+    random = any(check.name == "randomised" and check.level != "pass" for check in asked)
+    left = omitted(names, ball) if isinstance(names, str) else ""
+    named = attacks(names, ball, bool(sources), random) if isinstance(names, str) else names
+    entries = suite(named, Setting(0.25, ball.norm, classes, sources or {}))
+    alone = not any(check.name == "batch" and check.level != "pass" for check in asked)
+    rng = Stream.of(seed, "evaluation", device=x.device)
+    found = evaluate(module, split, ball, entries, rng, batch=batch, alone=alone)
     checks = (*found.checks, *(check for check in asked if check.name != "randomised"))
-    return Examination(found, checks, *diagnose(found.rows, found.images, checks))
+    checks += (Check("omitted", "warning", left),) if left else ()
+    return Examination(found, checks, *diagnose(found.rows, found.images, checks, ball.eps))
+
+
+def _classes(model: Model, x: Tensor, y: Tensor) -> int:
+    """Return how many classes a model tells apart; whatever it does wrong is for the interview to refuse."""
+    try:
+        with torch.no_grad():
+            shape = tuple(model(x).shape)
+    except Exception:  # a model may fail in any way
+        shape = ()
+    return shape[1] if len(shape) == 2 and shape[1] > 1 else max(2, int(y.max()) + 1)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """Return images as uint8; refuses what has more than 8 bits."""
+    if x.dtype == torch.uint8:
+        return x
+    grey = (x * 255).round()
+    whole = x.is_floating_point() and bool(((grey - x * 255).abs() < 1e-3).all())
+    if not (whole and bool(((grey >= 0) & (grey <= 255)).all())):
+        raise DemiluneError(
+            "examine() takes 8-bit images: uint8, or uint8 / 255; other images have no grey levels to speak of"
+        )
+    return grey.to(torch.uint8)
 
 
 @final
@@ -163,4 +197,4 @@ class Wrapped(nn.Module):
         return self.call(x)
 
 
-__all__ = ["BUDGETS", "IMAGES", "Budget", "Examination", "Wrapped", "attacks", "estimate", "examine"]
+__all__ = ["BUDGETS", "IMAGES", "Budget", "Examination", "Wrapped", "attacks", "estimate", "examine", "omitted"]

@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from types import MappingProxyType
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import nn
@@ -19,18 +20,16 @@ from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.data import Data, Dataset
 from demilune.errors import DemiluneError
+from demilune.evaluate.interview import interview
 from demilune.evaluate.table import is_randomised
 from demilune.experiment import Experiment, build, difference, name_of, plain
-from demilune.foreign import Declaration, load_declared
+from demilune.foreign import FACTORY, PROGRAMS, Declaration, Declared, Still, cut_off, load_declared
 from demilune.methods import ORIGIN
 from demilune.models import create
-from demilune.options import overlaid
+from demilune.options import flat, overlaid
 from demilune.results import Check
 from demilune.runs import RunFolder, read_json, write_json
 from demilune.runtime import Runtime
-
-CODE = (".pt2", ".pt", ".pth", ".ts", ".torchscript")
-"""How the names of files end that hold a network, not weights alone."""
 
 DECLARED = "model.json"
 """The file of a foreign model's folder: what was declared of it, its data, its ball."""
@@ -58,6 +57,7 @@ class Subject:
 
     ``file`` is its checkpoint or declaration, ``home`` the folder its results go to (None: beside the file),
     ``stem`` how they are called; ``sha256`` fingerprints the weights. ``declared`` is None for a network trained here.
+    ``apart``: the fields of data, ball and runtime that were asked to be otherwise than the file says, by dotted name.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Subject:
     stem: str
     checks: tuple[Check, ...] = ()
     declared: Declaration | None = None
+    apart: Mapping[str, Any] = field(default_factory=dict)
 
     def randomised(self) -> bool:
         """Say whether the network answers differently on the same images."""
@@ -92,31 +93,52 @@ def is_foreign(path: Path) -> bool:
     """Say whether a command line's MODEL is anything but a run of ours."""
     if path.is_dir() or path.name == DECLARED:
         return path.name == DECLARED or (path / DECLARED).exists()
-    return path.suffix in CODE or (":" in str(path) and not path.exists())
+    return path.suffix in PROGRAMS or is_factory(path)
+
+
+def is_factory(path: Path) -> bool:
+    """Say whether a command line's MODEL is package.module:function, and no file of such a name."""
+    return ":" in str(path) and not path.exists()
 
 
 def trial_of(path: Path, data: str | None) -> Trial | None:
     """Return what a foreign model is judged by: as declared, or with the data named now; None where none is."""
     file = path if path.name == DECLARED else path / DECLARED
     if file.exists():
-        return build(Trial, told(file)["trial"])
+        return told(file).trial
     return None if data is None else build(Trial, {"data": {"name": data}}, "")
 
 
-def told(file: Path) -> Mapping[str, Any]:
-    """Return what a declaration's file says."""
+class Told(NamedTuple):
+    """What a declaration's file says."""
+
+    name: str
+    declaration: Declaration
+    trial: Trial
+
+
+def told(file: Path) -> Told:
+    """Read a declaration's file."""
     found = read_json(file, "a model's declaration")
     missing = [name for name in ("model", "trial") if not isinstance(found.get(name), dict)]
-    if missing:
-        raise DemiluneError(f"{file} lacks {' and '.join(missing)}: declare the model anew, with another --home")
-    return found
+    try:
+        if missing:
+            raise DemiluneError(f"it lacks {' and '.join(missing)}")
+        return Told(
+            str(found.get("name") or file.absolute().parent.name),
+            Declaration.from_json(found["model"]),
+            build(Trial, found["trial"]),
+        )
+    except DemiluneError as error:
+        raise DemiluneError(f"{file} is damaged ({error}): declare the model anew, with another --home") from None
 
 
 def declare(path: Path, given: Mapping[str, Any], fields: Mapping[str, Any]) -> Path:
     """Return the folder of a foreign model, after writing down there what is declared of it, if it is new.
 
     ``given`` are the declaration's options by name, ``fields`` those of data, ball and runtime. Raises DemiluneError
-    where they contradict what was declared before, so that results under one name are of one model.
+    where they contradict what was declared before, so that results under one name are of one model; nothing is written
+    for what does not load, or gives no logits of the data's images.
     """
     if path.is_dir() or path.name == DECLARED:
         if given:
@@ -127,17 +149,22 @@ def declare(path: Path, given: Mapping[str, Any], fields: Mapping[str, Any]) -> 
         return path if path.is_dir() else path.parent
     if "data" not in given:
         raise DemiluneError(f"--data is missing: name the images to judge {path} by, as --data cifar10")
-    named = re.sub(r"\W+", "-", str(path).rpartition(":")[2] if ":" in str(path) else path.stem).strip("-")
+    factory = is_factory(path)
+    if factory and "trust" in given:
+        raise DemiluneError(f"--trust is for files of torch.export and TorchScript; {path} is imported: leave it out")
+    if "part" in given and "weights" not in given:
+        raise DemiluneError(f"--part {given['part']} is of a file of weights: name it with --weights, or leave it out")
+    named = re.sub(r"\W+", "-", str(path).rpartition(":")[2] if factory else path.stem).strip("-")
     home = Path(given.get("home", named))
     trial = build(Trial, overlaid({"data": {"name": given["data"]}}, fields))
     dataset = trial.data.load()
     low, high = _bounds(given.get("bounds", (0.0, 1.0)))
     weights = Path(given["weights"]).resolve() if "weights" in given else None
-    file = weights or (path if ":" not in str(path) else None)
+    file = weights or (None if factory else path)
     declaration = Declaration(
-        model=str(path if ":" in str(path) else path.resolve()),
+        model=str(path if factory else path.resolve()),
         weights=None if weights is None else str(weights),
-        weights_sha256=hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None,
+        weights_sha256=_sha256(file) if file is not None and file.is_file() else None,
         low=low,
         high=high,
         mean=given.get("mean", ()),
@@ -147,18 +174,18 @@ def declare(path: Path, given: Mapping[str, Any], fields: Mapping[str, Any]) -> 
         trust=given.get("trust", False),
         part=given.get("part", ""),
     )
-    load_declared(declaration)  # nothing is written for what does not load
     file = home / DECLARED
-    # JSON and back, so that a tuple is compared with what a file holds
-    now = json.loads(json.dumps({"name": home.name, "model": declaration.to_json(), "trial": plain(trial)}))
     if file.exists():
-        other = difference(told(file)["model"], now["model"])
+        before = told(file)
+        other = difference(before.declaration.to_json(), declaration.to_json())
+        other = other or difference(name_of(before.trial.data), name_of(trial.data), "data")
         if other:
             raise DemiluneError(f"{file} declares another model ({other}): name another folder with --home")
         return home
+    made(file, Told(home.name, declaration, trial), trial, dataset)
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise DemiluneError(f"{home} is there, and no declared model: name a new folder with --home")
-    write_json(file, now)
+    write_json(file, {"name": home.absolute().name, "model": declaration.to_json(), "trial": plain(trial)})
     return home
 
 
@@ -166,6 +193,11 @@ def _bounds(given: Sequence[float]) -> tuple[float, float]:
     if len(given) != 2:
         raise DemiluneError(f"--bounds {','.join(map(str, given))}: two numbers were expected, as 0,1 or -1,1 or 0,255")
     return given[0], given[1]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def opened(file: Path, settings: Mapping[str, Any]) -> Subject:
@@ -194,35 +226,61 @@ def opened(file: Path, settings: Mapping[str, Any]) -> Subject:
         checkpoint=f"{checkpoint.about['checkpoint']} (step {checkpoint.about['step']})",
         architecture=repr(experiment.model),
         method=described(experiment),
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        sha256=_sha256(file),
         file=file,
         home=file.parent if RunFolder(file.parent).experiment.exists() else None,
         stem=file.stem,
         checks=same_data(checkpoint, dataset),
+        apart=apart(tree, settings),
     )
+
+
+def apart(own: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that say otherwise than ``own`` does, by dotted name."""
+    before = flat(own)
+    return {name: value for name, value in flat(settings).items() if name not in before or before[name] != value}
 
 
 def declared(file: Path, settings: Mapping[str, Any]) -> Subject:
     """Return the foreign model that a declaration describes."""
     written = told(file)
-    declaration = Declaration.from_json(written["model"])
-    tree = overlaid(written["trial"], {"runtime": {"precision": "float32"}})
-    trial = build(Trial, overlaid(tree, settings))
+    model, weights = written.declaration.model, written.declaration.weights
+    for lost in (weights, None if FACTORY.fullmatch(model) else model):
+        if lost is not None and not Path(lost).exists():
+            raise DemiluneError(
+                f"{file} names a file that is not there, {lost}: put it back, or declare the model anew, with another "
+                "--home"
+            )
+    tree = overlaid(plain(written.trial), {"runtime": {"precision": "float32"}})
+    try:
+        trial = build(Trial, overlaid(tree, settings))
+        return made(file, written, trial, trial.data.load(), apart(tree, settings))
+    except DemiluneError as error:
+        raise DemiluneError(f"{file}: {error}") from None
+
+
+def made(
+    file: Path, written: Told, trial: Trial, dataset: Dataset, apart: Mapping[str, Any] = MappingProxyType({})
+) -> Subject:
+    """Return the foreign model of a declaration, whether or not it is in its file yet; it has answered some images."""
+    declaration = written.declaration
     device = trial.runtime.start()
-    dataset = trial.data.load()
     if declaration.channels != dataset.shape[0]:
         raise DemiluneError(
-            f"{file} takes images of {declaration.channels} channels; {dataset.name} has {dataset.shape[0]}"
+            f"{declaration.model} takes images of {declaration.channels} channels; {dataset.name} has "
+            f"{dataset.shape[0]}: name its own data"
         )
     if declaration.classes != len(dataset.classes):
         raise DemiluneError(
-            f"{file} tells {declaration.classes} classes apart; {dataset.name} has {len(dataset.classes)}: name "
-            "its own data, or declare --classes"
+            f"{declaration.model} is declared to tell {declaration.classes} classes apart; {dataset.name} has "
+            f"{len(dataset.classes)}: name its own data, or leave --classes out"
         )
     model = load_declared(declaration, device).eval()
+    placed = trial.runtime.place(model, device)
+    asked = answered(model, dataset, trial.runtime, device)
     return Subject(
-        name=str(written.get("name") or file.parent.name),
-        model=trial.runtime.place(model, device),
+        name=written.name,
+        model=placed,
         dataset=dataset,
         ball=trial.ball,
         runtime=trial.runtime,
@@ -234,8 +292,25 @@ def declared(file: Path, settings: Mapping[str, Any]) -> Subject:
         file=file,
         home=file.parent,
         stem="model",
+        checks=asked,
         declared=declaration,
+        apart=apart,
     )
+
+
+def answered(model: Declared, dataset: Dataset, runtime: Runtime, device: torch.device) -> tuple[Check, ...]:
+    """Refuse a model whose answers are no logits; give one that is cut off from its images a gradient of zero."""
+    some = dataset.test.take(torch.arange(min(8, len(dataset.test)))).to(device)
+    if len(some) == 0:
+        return ()
+    x = runtime.layout(some.pixels(slice(None)))
+    interview(model, x, some.labels, len(dataset.classes))
+    with frozen(model, "keep"), seeded(Stream.of(0, "gradient"), device):
+        why = cut_off(model, x)
+    if not why:
+        return ()
+    model.net = Still(model.net).eval()
+    return (Check("cut off", "warning", f"{why}: attacks by gradient were given a gradient of zero"),)
 
 
 def fingerprint(model: nn.Module, declaration: Declaration) -> str:

@@ -31,14 +31,16 @@ from demilune.attacks import (
     TargetedAPGD,
     Transfer,
     Uniform,
+    check_allowed,
     correct,
     judged,
     read,
     right,
 )
-from demilune.core.geometry import Ball
+from demilune.core.geometry import Ball, Norm
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
+from demilune.evaluate.counted import Counted
 
 STANDARD = ("fgsm", "pgd10", "cw10", "pgd50x5", "multi9x30")
 """The default suite, cheapest first."""
@@ -58,6 +60,8 @@ class Entry:
     ``everywhere``: whether images misclassified when clean are attacked too, for the papers' reading.
     ``after``: a row whose broken images count as broken here without a run. ``role``: as in results.Row.
     ``most``: how many images at most, 0 for all. ``note``: where it is not quite what its title says.
+    ``identity`` tells apart what the rest does not (files). ``told`` describes the attack where its own words would
+    not do. ``beside`` are other models whose passes belong to its cost.
     """
 
     name: str
@@ -71,10 +75,12 @@ class Entry:
     most: int = 0
     note: str = ""
     identity: str = ""
+    told: str = ""
+    beside: tuple[Counted, ...] = ()
 
     def described(self) -> str:
         """Return the attack as a value one can read."""
-        return self.name if self.of is None else repr(self.of)
+        return self.told or (self.name if self.of is None else repr(self.of))
 
 
 @final
@@ -86,7 +92,7 @@ class Setting:
     """
 
     step_ratio: float = 0.25
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     classes: int = 10
     sources: Mapping[str, Model] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -132,6 +138,7 @@ def iterations(steps: int, ratio: float) -> Entry:
             # One trajectory holds every K: its float32 gradient steps give the verdicts, only the end costs a pass.
             precise = logits is not None and logits.dtype in (torch.float32, torch.float64)
             now = right(logits, y) if logits is not None and precise else correct(model, point, y)
+            check_allowed(point, x, ball)
             still = still & now if k else still
             found |= {f"iterations.{k}": now, f"iterations.{k}_any": still} if k else {"iterations.start": now}
         return found
@@ -198,7 +205,8 @@ def at(one: Entry, eps: float, told: str) -> Entry:
         found = one.run(model, search, x, y, Ball(ball.norm, eps), rng)
         return dict(zip(titles, found.values(), strict=True))
 
-    return replace(one, name=f"{one.name}@eps={told}", titles=titles, of=None, run=run, role="probe", everywhere=False)
+    name = f"{one.name}@eps={told}"
+    return replace(one, name=name, titles=titles, of=None, run=run, role="probe", everywhere=False, told="")
 
 
 def unbounded() -> Entry:
@@ -289,7 +297,7 @@ def components(setting: Setting) -> Mapping[str, Component]:
 def _untargeted(fab: FAB, classes: int) -> tuple[int, int]:
     """Return the cost of FAB, which differentiates every logit in each step."""
     steps = fab.restarts * fab.steps
-    return 2 * steps, steps * classes
+    return 2 * steps, steps * (classes - 1)
 
 
 FORMS = (
@@ -316,11 +324,11 @@ FORMS = (
 """What an attack of a suite can be called."""
 
 _NUMBERED = {
-    "pgd": re.compile(r"pgd(\d+)(?:x(\d+))?"),
-    "cw": re.compile(r"cw(\d+)"),
-    "multi": re.compile(r"multi(\d+)x(\d+)"),
-    "uniform": re.compile(r"uniform(\d+)"),
-    "iterations": re.compile(r"iterations(\d+)"),
+    "pgd": re.compile(r"pgd(\d+)(?:x(\d+))?", re.ASCII),
+    "cw": re.compile(r"cw(\d+)", re.ASCII),
+    "multi": re.compile(r"multi(\d+)x(\d+)", re.ASCII),
+    "uniform": re.compile(r"uniform(\d+)", re.ASCII),
+    "iterations": re.compile(r"iterations(\d+)", re.ASCII),
 }
 
 
@@ -331,14 +339,19 @@ def entry(name: str, setting: Setting | None = None) -> tuple[Entry, ...]:
     """
     setting = setting or Setting()
     base, *changes = name.split("@")
+    kinds = [change.partition("=")[0] for change in changes]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise DemiluneError(f"attack {name!r} gives @{kind} twice: leave one out")
     made = _numbered(base, setting) or _named(base, setting)
     if not made:
         known = (*STANDARD, *CASCADES, *_PLAIN)
-        near = difflib.get_close_matches(base, known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(base.lower(), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise DemiluneError(f"unknown attack {name!r}: {hint}possible are {'; '.join(FORMS)}")
-    for change in changes:
-        made = tuple(_changed(one, name, change) for one in made)
+    # Another radius makes a probe, whose logits are rescaled already; so the order typed does not matter.
+    for change in sorted(changes, key=lambda change: change.startswith("eps")):
+        made = tuple(_changed(one, name, change, setting.norm) for one in made)
     return made
 
 
@@ -346,7 +359,7 @@ def _numbered(name: str, setting: Setting) -> tuple[Entry, ...]:
     ratio = setting.step_ratio
     form, numbers = next(
         (
-            (kind, [int(n) for n in found.groups() if n])
+            (kind, [int(n[:9]) for n in found.groups() if n])  # nine digits are too large already
             for kind, one in _NUMBERED.items()
             if (found := one.fullmatch(name))
         ),
@@ -417,30 +430,40 @@ def transfer(setting: Setting) -> tuple[Entry, ...]:
         raise DemiluneError(
             "attack 'transfer' needs models to transfer from: name them, as --sources runs/sat,runs/trades"
         )
-    of = Transfer(tuple(setting.sources.values()))
-    title = f"Transfer from {', '.join(setting.sources)}"
-    made = plain("transfer", title, of, (len(of.sources), 0))
-    return (replace(made, identity=repr(sorted(setting.files.items()))),)
+    sources = tuple(Counted(model) for model in setting.sources.values())
+    attack = PGD(20, step_ratio=0.25)
+    of = Transfer(sources, attack)
+    title, steps = f"Transfer from {', '.join(setting.sources)}", len(sources) * attack.steps
+    made = plain("transfer", title, of, (steps + len(sources), steps))
+    told = f"Transfer(sources=({', '.join(setting.sources)}), attack={of.attack!r})"  # networks would fill pages
+    return (replace(made, identity=repr(sorted(setting.files.items())), told=told, beside=sources),)
 
 
-def _changed(one: Entry, name: str, change: str) -> Entry:
+_NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?(/\d+\.?\d*)?", re.ASCII)
+
+
+def _changed(one: Entry, name: str, change: str, norm: Norm) -> Entry:
     """Return an entry with one modifier."""
     key, _, value = change.partition("=")
-    try:
-        over, _, under = value.partition("/")
-        number = float(over) / float(under or 1)
-    except (ValueError, ZeroDivisionError):
-        number = float("nan")
-    if key == "eps" and 0 < number <= 32:
+    over, _, under = value.partition("/")
+    number = float(over) / float(under or 1) if _NUMBER.fullmatch(value) and float(under or 1) else float("nan")
+    if key == "eps" and one.name == "unbounded":
+        raise DemiluneError(f"attack {name!r}: it takes all of [0,1], whatever the radius: leave @{change} out")
+    if key == "eps" and number > 0:
+        try:
+            Ball(norm, number)
+        except DemiluneError as error:
+            raise DemiluneError(f"attack {name!r}: {error}") from None
         return at(one, number, value)
     if key == "scale" and 0 < number < 1e6 and isinstance(one.of, IterativeAttack) and len(one.titles) == 1:
         row, title = f"{one.name}@scale={value}", f"{one.titles[one.name]}, logits × {value}"
-        return replace(plain(row, title, Rescaled(number, one.of), one.cost), role="part")
-    if key == "n" and number == int(number or 0.5) and number >= 1:
-        return replace(one, most=int(number))
+        scaled = plain(row, title, Rescaled(number, one.of), one.cost, note=one.note)
+        return replace(scaled, role="part", most=one.most)
+    if key == "n" and re.fullmatch(r"[1-9]\d{0,9}", value, re.ASCII):
+        return replace(one, most=int(value))
     raise DemiluneError(
-        f"attack {name!r}: @{change} is none of @eps=8/255 (a radius), @scale=10 (of an iterative attack's logits) and "
-        "@n=100 (a number of images)"
+        f"attack {name!r}: @{change} is none of @eps=8/255 (a radius), @scale=10 (of the logits of an iterative attack "
+        "with one start) and @n=100 (a number of images)"
     )
 
 

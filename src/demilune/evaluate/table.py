@@ -22,6 +22,7 @@ from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.data import Split
 from demilune.errors import DemiluneError
+from demilune.evaluate.counted import Counted
 from demilune.evaluate.suite import Entry
 from demilune.results import Check, Row
 from demilune.runs import replacing
@@ -32,33 +33,8 @@ EOT = 20
 SAVE_EVERY = 20.0
 """Seconds of work that an interruption may lose, besides the batch at work."""
 
-TICK = 1.0
-"""Seconds between signs of life within a batch."""
-
 GALLERY = 2000
 """Passes per image above which an attack is not run once more for example images."""
-
-
-class Counted:
-    """A model that counts the images run forward, and those of them whose input gradient was taken.
-
-    ``tick`` is called now and then, and may raise to stop an attack in the middle.
-    """
-
-    def __init__(self, model: Model, tick: Callable[[int], None] = lambda forwards: None) -> None:
-        self.model, self.tick = model, tick
-        self.forwards = 0
-        self.gradients = 0
-        self.told = time.monotonic()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return logits."""
-        self.forwards += len(x)
-        self.gradients += len(x) if torch.is_grad_enabled() else 0
-        if time.monotonic() - self.told > TICK:
-            self.told = time.monotonic()
-            self.tick(self.forwards)
-        return self.model(x)
 
 
 class Findings(NamedTuple):
@@ -99,6 +75,7 @@ def evaluate(
     identity: Mapping[str, Any] | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
     examples: int = 6,
+    alone: bool = True,
 ) -> Findings:
     """Attack every image with every entry.
 
@@ -106,7 +83,8 @@ def evaluate(
     ``partial`` the per-image results so far are kept in that file, and an interrupted evaluation of the same
     ``identity`` goes on where it stopped. Draws are addressed by image, so neither ``batch`` nor an interruption
     changes one. Images that need no attack (wrong when clean, or broken by the entry that this one comes ``after``)
-    are left out before batches are made. ``watch`` may raise to stop.
+    are left out before batches are made. ``watch`` may raise to stop. ``alone``: a model's answer to an image depends
+    on nothing else; where it does, rows may contradict each other.
     Raises DemiluneError where ε = 0 does not give exactly the clean accuracy, or a result contradicts itself.
     """
     with frozen(model, "eval"):
@@ -133,7 +111,7 @@ def evaluate(
                     done += len(rows)
                     if book.has(one, rows):
                         continue
-                    begun, before = counted.forwards, counted.gradients
+                    begun, before, beside = counted.forwards, counted.gradients, _spent(one)
                     most = len(rows) * (one.cost[0] * (EOT if randomised else 1) if one else 1)
                     state = Progress(title, done - len(rows), len(needed), book.count(one), 0.0, len(rows))
                     part = split.take(rows.to(split.ids.device))
@@ -144,7 +122,8 @@ def evaluate(
                             spent = (len(x), 0)
                         else:
                             after = one.run(model, seek, x, part.labels, ball, draws)
-                            spent = (counted.forwards - begun, counted.gradients - before)
+                            more = [now - then for now, then in zip(_spent(one), beside, strict=True)]
+                            spent = (counted.forwards - begun + more[0], counted.gradients - before + more[1])
                     book.note(one, rows, after, spent)
                     watch(Progress(title, done, len(needed), book.count(one), 0.0))
                     if partial is not None and time.monotonic() - saved > SAVE_EVERY:
@@ -158,7 +137,13 @@ def evaluate(
         state, most = Progress("example images", 0, 1, 0, 0.0), 0
         with seeded(rng.sub("gallery"), split.ids.device):
             gallery = pick_examples(model, seek, split, ball, entries, rng, images["right.clean"], layout, examples)
-    return Findings(table, checks(table, images, randomised), randomised, images, gallery)
+    return Findings(table, checks(table, images, randomised, alone), randomised, images, gallery)
+
+
+def _spent(one: Entry | None) -> tuple[int, int]:
+    """Return the passes so far through models beside the one examined."""
+    beside = () if one is None else one.beside
+    return sum(model.forwards for model in beside), sum(model.gradients for model in beside)
 
 
 class Book:
@@ -170,6 +155,7 @@ class Book:
         self.known = {name: np.full(n, -1, np.int8) for name in ("clean", *self.titles)}
         self.cost = {name: np.zeros(2) for name in self.known}
         self.roles = {name: one.role for one in entries for name in one.titles}
+        self.after = {name: one.after for one in entries for name in one.titles}
         # Some of the images, the same for every model; fewer are part of more.
         order = Stream.of(0, "subset", "row").permutation("images", n).numpy()
         self.place = {name: np.sort(order[: one.most or n]) for one in entries for name in one.titles}
@@ -259,10 +245,15 @@ class Book:
         )
         return (*rows, worst)
 
+    def spent(self, name: str) -> NDArray[np.float64]:
+        """Return the passes that a row's figure took: its own attack's, and those of the attacks it comes after."""
+        before = self.after.get(name)
+        return np.asarray(self.cost[name] + (self.spent(before) if before else 0.0), np.float64)
+
     def _row(self, name: str, title: str, attack: str, one: Entry | None) -> Row:
         place, n = self.place[name], len(self.place[name])
         after = int((self.known[name][place] == 1).sum()) if one is None or one.everywhere else None
-        cost = _each(self.cost[name], n)
+        cost = _each(self.spent(name), n)
         role, note = "attack" if one is None else one.role, "" if one is None else one.note
         return Row(name, title, attack, n, int(self.strict(name).sum()), after, *cost, role=role, note=note)
 
@@ -282,7 +273,9 @@ def _each(cost: NDArray[np.float64], n: int) -> tuple[float, float]:
     return float(forwards), float(gradients)
 
 
-def checks(table: Sequence[Row], images: Mapping[str, NDArray[Any]], randomised: bool) -> tuple[Check, ...]:
+def checks(
+    table: Sequence[Row], images: Mapping[str, NDArray[Any]], randomised: bool, alone: bool = True
+) -> tuple[Check, ...]:
     """Return the checks of evaluation.md 1; raises DemiluneError where a result contradicts itself."""
     rows = {row.name: row for row in table}
     found = []
@@ -292,22 +285,22 @@ def checks(table: Sequence[Row], images: Mapping[str, NDArray[Any]], randomised:
     else:
         found.append(Check("eps = 0", "pass", "an attack of radius 0 gave exactly the clean predictions"))
     for name in rows:
-        if name.startswith("pgd") and name.endswith("_any") and not randomised:
+        if name.startswith("pgd") and name.endswith("_any") and alone and not randomised:
             base = name.removesuffix("_any").split("x")[0]
             last = images[f"right.{base}"]
             if (images[f"right.{name}"] & ~last).any():
                 raise DemiluneError(f"{name} leaves images standing that {base} broke: a fault of the evaluation")
-    if not randomised:
+    if alone and not randomised:
         found.append(
             Check("nesting", "pass", "every iterate ≤ last iterate ≤ clean; worst case ≤ every attack, per image")
         )
-    one, many = rows.get("fgsm"), next((row for row in table if row.name.startswith("pgd")), None)
+    same = [row for row in table if "@" not in row.name and row.n == rows["clean"].n]  # the same ball and images
+    one, many = (next((row for row in same if row.name.startswith(start)), None) for start in ("fgsm", "pgd"))
     if one is not None and many is not None:
         fine = one.right >= many.right
         text = f"FGSM {one.accuracy:.2%}, {many.title} {many.accuracy:.2%}: iterating should not be weaker"
         found.append(Check("FGSM ≥ PGD", "pass" if fine else "warning", text))
-    aimed = next((row for row in table if row.name.startswith("multi")), None)
-    cw = next((row for row in table if row.name.startswith("cw")), None)
+    aimed, cw = (next((row for row in same if row.name.startswith(start)), None) for start in ("multi", "cw"))
     if aimed is not None and cw is not None:
         fine = aimed.right <= cw.right
         text = (
@@ -318,10 +311,15 @@ def checks(table: Sequence[Row], images: Mapping[str, NDArray[Any]], randomised:
 
 
 def is_randomised(model: Model, x: Tensor, passes: int = 5) -> bool:
-    """Say whether a model answers differently on the same images (AutoAttack's test: normalised logits off by 1e-4)."""
+    """Say whether a model answers differently on the same images.
+
+    AutoAttack's test, image by image: another class in one of five passes, or normalised logits off by 1e-4.
+    """
     with torch.no_grad():
-        logits = [F.normalize(model(x).float().flatten(), dim=0) for _ in range(passes)]
-    return any(float((one - logits[0]).norm()) > 1e-4 for one in logits[1:])
+        logits = torch.stack([model(x).float() for _ in range(passes)])
+    called = logits.argmax(dim=2)
+    apart = F.normalize(logits, dim=2).nan_to_num(nan=2.0)
+    return bool((called != called[0]).any()) or bool(((apart - apart[0]).norm(dim=2) > 1e-4).any())
 
 
 def averaged(model: Model, passes: int) -> Model:

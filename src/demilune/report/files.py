@@ -68,7 +68,7 @@ def judged(path: Path, found: Evaluation, images: Arrays | None) -> Evaluation:
     if found.verdict is not None:
         return found
     try:
-        findings, verdict = diagnose(found.rows, images, found.checks)
+        findings, verdict = diagnose(found.rows, images, found.checks, found.eps)
     except (ValueError, ArithmeticError) as error:  # names of rows that evaluating does not write
         raise DemiluneError(f"{path} cannot be judged ({error}): evaluate the checkpoint again") from None
     return replace(found, findings=findings, verdict=verdict)
