@@ -34,6 +34,9 @@ AUTOATTACK = ("autoattack_plus", "autoattack", "autoattack_rand", "autoattack.ap
 FEW = 20
 """Fewer images than this fail nothing: one or two of them may be chance, whatever their standard error."""
 
+USUAL = 0.04
+"""By how much PGD-10 lies above the worst case on plainly trained models, that G6 alone does not say anything."""
+
 ENOUGH = 100
 """With fewer images than this nothing is called believable."""
 
@@ -320,6 +323,8 @@ def flags(evidence: Evidence) -> Finding:
     return judged("G9", title, gain, 0.002, f"Square breaks more than {before.title}", after.name)
 
 
+OUTCOMES = ("pass", "fail", "inconclusive", "not examined")
+
 FLAGS = ("probabilities", "zero gradient", "no gradient", "batch")
 """Names of an evaluation's checks that make gradients, or verdicts, say little of a model."""
 
@@ -366,7 +371,8 @@ def verdict(evidence: Evidence, found: Sequence[Finding]) -> Verdict:
         return Verdict("not examined", text, "", told, math.nan, math.nan)
     gap = evidence.difference(pgd, worst)
     figure = f"{pgd.title} {100 * pgd.accuracy:.1f} %, worst case {100 * worst.accuracy:.1f} %"
-    failed = [one for one in found if one.outcome == "fail"]
+    # PGD and CW some two points apart, and all attacks within four, is what plain adversarial training shows.
+    failed = [one for one in found if one.outcome == "fail" and (one.name != "G6" or gap.value > USUAL)]
     masked = [one for one in failed if one.name in MASKING]
     doubts = [one for one in found if one.name == "G11" and one.outcome == "inconclusive"]
     wrong = evidence.raised("accuracy", "normalisation")
@@ -398,7 +404,7 @@ def verdict(evidence: Evidence, found: Sequence[Finding]) -> Verdict:
     if whole.n < ENOUGH:
         text = f"not examined well enough: {told} was run on {whole.n} images ({figure}), and {ENOUGH} are the least"
         return made("not examined", text)
-    counts = [f"{sum(one.outcome == how for one in found)} {how}" for how in ("pass", "inconclusive", "not examined")]
+    counts = [f"{n} {how}" for how in OUTCOMES if (n := sum(one.outcome == how for one in found)) or how != "fail"]
     text = (
         f"believable: {told} leaves {100 * whole.accuracy:.1f} % of {whole.n} images ({figure}; checks: "
         f"{', '.join(counts)})"

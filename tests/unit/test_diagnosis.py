@@ -224,3 +224,11 @@ def test_a_model_no_better_than_chance_gets_no_verdict() -> None:
     _, verdict = found(SAT, [Check("accuracy", "warning", "no better than chance")])
     assert verdict.kind == "not examined"
     assert "no better than chance" in verdict.text
+
+
+def test_losses_apart_within_what_is_usual_are_no_overestimate() -> None:
+    findings, verdict = found({"fgsm": 5700, "pgd10": 5420, "cw10": 5180, "autoattack": 5060}, n=10_000)
+    assert findings["G6"].outcome == "fail"
+    assert verdict.kind == "believable"
+    assert "1 fail" in verdict.text
+    assert found({"fgsm": 5700, "pgd10": 5420, "cw10": 5180}, n=10_000)[1].kind == "not examined"
