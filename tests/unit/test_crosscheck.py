@@ -345,7 +345,7 @@ def test_who_watches_sees_progress_and_may_stop(
         return task.x
 
     made_up(monkeypatch, run)
-    monkeypatch.setattr(f"{ROOM}.TICK", -1.0)  # at every pass
+    monkeypatch.setattr("demilune.evaluate.counted.TICK", -1.0)  # at every pass
     seen: list[Progress] = []
 
     def watch(progress: Progress) -> None:

@@ -39,7 +39,7 @@ from demilune.console import percent
 from demilune.core.geometry import Ball, Norm, per_image
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError, check_types, unknown
-from demilune.evaluate.counted import TICK
+from demilune.evaluate.counted import Counted
 from demilune.evaluate.table import Progress, is_randomised
 from demilune.paired import Difference, paired
 
@@ -567,34 +567,31 @@ _Attacking = Callable[[nn.Module, Tensor], Tensor]
 
 @final
 class Counting(nn.Module):
-    """A network that counts the images run forward and those run back, and keeps the first that it was asked about.
+    """A network that is counted, as the module that libraries want; it keeps the first that it was asked about.
 
     ``tick`` is told the images run forward, now and then, and may raise to stop an attack in the middle.
     """
 
     def __init__(self, model: Model, tick: Callable[[int], None] = lambda forwards: None) -> None:
         super().__init__()
-        self.model, self.tick = model, tick
+        self.model, self.counted = model, Counted(model, tick)
         self.first: Tensor | None = None
-        self.forwards = 0
-        self.gradients = 0
-        self.told = time.monotonic()
+
+    @property
+    def forwards(self) -> int:
+        """Images run forward so far."""
+        return self.counted.forwards
+
+    @property
+    def gradients(self) -> int:
+        """Images run back so far."""
+        return self.counted.gradients
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
-        self.forwards += len(x)
         self.first = x.detach().clone() if self.first is None else self.first
-        if time.monotonic() - self.told > TICK:
-            self.told = time.monotonic()
-            self.tick(self.forwards)
         # There and back, so that gradients are NCHW in memory even of a network kept as NHWC: torchattacks views them.
-        logits: Tensor = self.model(x.flatten(1).unflatten(1, x.shape[1:]))
-        if logits.requires_grad:
-            logits.register_hook(self._back)
-        return logits
-
-    def _back(self, gradient: Tensor) -> None:
-        self.gradients += len(gradient)
+        return self.counted(x.flatten(1).unflatten(1, x.shape[1:]))
 
 
 class _Run(NamedTuple):
