@@ -1,1 +1,1 @@
-"""Measurements of speed, as ratios within one run: ``python -m benchmarks.NAME``."""
+"""Measurements of speed, as ratios within one run: ``python -m benchmarks`` (docs/performance.md)."""
