@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demilune.errors import DemiluneError
-from demilune.report import figures, html, leaderboard, tables
+from demilune.report import html, leaderboard, tables
 from demilune.report.leaderboard import robustbench
 from demilune.report.panels import Panel, panels
 from demilune.report.read import read
 from demilune.runs import disk_refusal, read_json, replacing
 
-OWN = r"curves\.md|figures/[a-z0-9-]+\.(svg|png)|robustbench/[A-Za-z0-9._-]+\.json"
+OWN = r"curves\.md|seeds\.md|figures/[a-z0-9-]+\.(svg|png)|robustbench/[A-Za-z0-9._-]+\.json"
 MARKER = "demilune-report.json"  # says that a folder is a report, and which files are its own
 
 
@@ -25,13 +25,13 @@ def build(runs: Sequence[Path], out: Path) -> Path:
     """Write the report of run folders and evaluation files into the folder ``out``; return its index.html.
 
     ``out`` must be new, empty or a former report, which is replaced file by file. Besides the page, which
-    holds all it shows, come ``table.md``, ``table.csv``, ``table.tex``, ``curves.md``, ``figures/`` as PNG and
-    SVG, and ``robustbench/``, a description of each evaluation. The same input gives the same bytes.
+    holds all it shows, come ``table.md``, ``table.csv``, ``table.tex``, ``curves.md``, ``seeds.md``, ``figures/``
+    as PNG and SVG, and ``robustbench/``, a description of each evaluation. The same input gives the same bytes.
     """
     former = _former(out)
     read_runs = read(runs)
     shown = html.sections(read_runs)
-    training, curves = figures.training(read_runs), panels(read_runs)
+    trained, curves, together = html.training(read_runs), panels(read_runs), html.repeated(read_runs)
     entries = [entry for run in read_runs for entry in run.entries]
     groups = [section.entries for section in shown]
     files: dict[str, bytes] = {
@@ -40,14 +40,16 @@ def build(runs: Sequence[Path], out: Path) -> Path:
         "table.tex": tables.to_latex(groups).encode(),
     }
     plates = [plate for panel in curves for plate in panel.plates]
-    drawings = [*training, *(drawing for section in shown for drawing in section.drawings)]
-    for drawing in [*drawings, *(plate.drawing for plate in plates if plate.drawing is not None)]:
+    others = [*trained, *(plate for section in shown for plate in section.plates), *([together] if together else [])]
+    for drawing in [plate.drawing for plate in [*others, *plates] if plate.drawing is not None]:
         files[f"figures/{drawing.name}.svg"] = drawing.svg.encode()
         files[f"figures/{drawing.name}.png"] = drawing.png
     if any(plate.numbers is not None for plate in plates):
         files["curves.md"] = _numbers(curves).encode()
     files |= leaderboard.files(entries)
-    files["index.html"] = html.page(read_runs, shown, training, curves).encode()
+    if together is not None and together.numbers is not None:
+        files["seeds.md"] = together.numbers.to_markdown().encode()
+    files["index.html"] = html.page(read_runs, shown, trained, curves, together).encode()
     _write(out, files, former)
     return out / "index.html"
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from demilune.report import theme
-from demilune.report.figures import Drawing, drawn
+from demilune.report.figures import Drawing, drawn, worded
+from demilune.report.values import Mark, along
 from demilune.results import Evaluation, Row
 from demilune.surveys import Curvature, Direction, Landscape
 
@@ -32,7 +33,6 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 BUDGETS = {"pgd10": "PGD-10", "margin50": "PGD-50 on the margin", "apgd_ce": "APGD-CE"}
 GAPS = {"clean": "clean", "pgd10": "PGD-10"}
-DOTTED = (0, (1, 1.6))
 BAND = 0.18  # opacity: several bands one above the other can still be told apart
 
 
@@ -76,13 +76,16 @@ def iterations(entries: Sequence[Curve], name: str = "iterations") -> Drawing | 
     if not shown:
         return None
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
+    def draw(figure: Figure) -> list[Mark]:
+        axes, last, ever = figure.add_subplot(), list[Mark](), list[Mark]()
         for position, one in enumerate(shown):
             hue = theme.colour(position)
-            _band(axes, position, series(one.evaluation, "iterations"))
+            found = series(one.evaluation, "iterations")
+            _band(axes, position, found)
+            last += _marks(axes, "at the last iterate, %", one.label, found)
             found = series(one.evaluation, "iterations", "_any")
-            axes.plot([k for k, _ in found], _percents(found), color=hue, linewidth=1.1, linestyle=DOTTED)
+            axes.plot([k for k, _ in found], _percents(found), color=hue, linewidth=1.1, linestyle=theme.DOTTED)
+            ever += _marks(axes, "where every iterate so far counts, %", one.label, found)
             start = one.evaluation.row("iterations.start")
             if start is not None:
                 axes.plot(
@@ -94,6 +97,7 @@ def iterations(entries: Sequence[Curve], name: str = "iterations") -> Drawing | 
         axes.set_xlim(left=0)
         _rates(axes, shown)
         _legend(figure, [one.label for one in shown])
+        return last + ever
 
     def told(one: Curve) -> str:
         found = series(one.evaluation, "iterations")
@@ -103,11 +107,12 @@ def iterations(entries: Sequence[Curve], name: str = "iterations") -> Drawing | 
     return drawn(
         name,
         "Accuracy over iterations of PGD, with one standard error; 0 iterations is the clean image, a ring the random "
-        "start. Solid: at the last iterate, which may rise again. Dotted: where every iterate so far counts, which "
-        "cannot.",
+        "start. Thick: at the last iterate, which may rise again. Thin and dotted: where every iterate so far counts, "
+        "which cannot.",
         "Accuracy in percent over iterations: " + "; ".join(told(one) for one in shown) + ".",
         _size(3.1, len(shown)),
         draw,
+        "iterations",
     )
 
 
@@ -127,18 +132,25 @@ def budgets(entries: Sequence[Curve], name: str = "budgets") -> Drawing | None:
     def radius(one: Curve, step: int) -> float:
         return step / 8 * one.evaluation.eps * (255 if levels else 1)
 
-    def draw(figure: Figure) -> None:
-        first: Axes | None = None
+    def draw(figure: Figure) -> list[Mark]:
+        marks, nesting, first = list[Mark](), list[Mark](), None
         for place, attack in enumerate(panels):
             axes = figure.add_subplot(len(panels), 1, place + 1, sharex=first)
             first = first or axes
             for position, one in enumerate(shown):
                 found = series(one.evaluation, f"budget.{attack}")
                 _band(axes, position, found, [radius(one, step) for step, _ in found])
+                marks += _marks(
+                    axes, f"{BUDGETS[attack]}, %", one.label, found, [radius(one, step) for step, _ in found]
+                )
                 nested = series(one.evaluation, f"budget.{attack}", "_nested")
+                there = [radius(one, step) for step, _ in nested]
+                nesting += _marks(
+                    axes, f"{BUDGETS[attack]}, what a smaller ε broke stays broken, %", one.label, nested, there
+                )
                 axes.plot(
                     [radius(one, step) for step, _ in nested], _percents(nested),
-                    color=theme.colour(position), linewidth=1.1, linestyle=DOTTED,
+                    color=theme.colour(position), linewidth=1.1, linestyle=theme.DOTTED,
                 )  # fmt: skip
             for eps in sorted({radius(one, 8) for one in shown}):
                 axes.axvline(eps, color=theme.MUTED, linewidth=0.8)
@@ -149,6 +161,7 @@ def budgets(entries: Sequence[Curve], name: str = "budgets") -> Drawing | None:
             axes.label_outer()
         figure.axes[-1].set_xlabel("ε, in 255ths" if levels else "ε")
         _legend(figure, [one.label for one in shown])
+        return marks + nesting
 
     def told(one: Curve, attack: str) -> str:
         found = {step: row for step, row in series(one.evaluation, f"budget.{attack}") if step in (4, 8, 16)}
@@ -165,6 +178,7 @@ def budgets(entries: Sequence[Curve], name: str = "budgets") -> Drawing | None:
         "Accuracy in percent over ε: " + "; ".join(told(one, attack) for attack in panels for one in shown) + ".",
         _size(0.55 + 1.75 * len(panels), len(shown)),
         draw,
+        "ε, in 255ths" if levels else "ε",
     )
 
 
@@ -175,9 +189,10 @@ def gaps(pairs: Sequence[Gap], name: str = "gaps") -> Drawing | None:
         return None
     ends = [[(one.train.row(row), one.test.row(row)) for one in pairs] for row in panels]
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: Figure) -> list[Mark]:
+        marks = list[Mark]()
         for place, (row, found) in enumerate(zip(panels, ends, strict=True)):
-            axes = figure.add_subplot(len(panels), 1, place + 1)
+            axes, what = figure.add_subplot(len(panels), 1, place + 1), f"{GAPS[row]}, %"
             for position, both in enumerate(found):
                 hue = theme.colour(position)
                 for shift, one, inside, hatch in ((-0.19, both[0], theme.PAPER, "/////"), (0.19, both[1], hue, "")):
@@ -186,11 +201,14 @@ def gaps(pairs: Sequence[Gap], name: str = "gaps") -> Drawing | None:
                             position + shift, 100 * one.accuracy, 0.34, xerr=100 * one.error, facecolor=inside,
                             edgecolor=hue, hatch=hatch, error_kw={"elinewidth": 1.0, "ecolor": theme.INK},
                         )  # fmt: skip
+                        side, rate = "training" if hatch else "test", 100 * one.accuracy
+                        marks.append(Mark(what, pairs[position].label, side, worded(one), axes, rate, position + shift))
                 longest = max((100 * (one.accuracy + one.error) for one in both if one is not None), default=0.0)
                 said = difference(*both) or "not measured on both"
                 axes.annotate(
                     said, (longest, position), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7.5
                 )
+                marks.append(Mark(what, pairs[position].label, "difference", said, axes, longest, position))
             axes.set_yticks(range(len(pairs)), [theme.shorten(one.label, 22) for one in pairs], color=theme.INK)
             axes.set_ylim(len(pairs) - 0.45, -0.55)
             axes.set_xlim(0, 130)
@@ -198,6 +216,7 @@ def gaps(pairs: Sequence[Gap], name: str = "gaps") -> Drawing | None:
             axes.grid(visible=False, axis="y")
             axes.set_title(f"{'standard' if row == 'clean' else 'robust'} ({GAPS[row]})", loc="left", fontsize=8.5)
         figure.axes[-1].set_xlabel("accuracy, %")
+        return marks
 
     told = "; ".join(
         f"{one.label} {GAPS[row]} {_rate(both[0])} on training and {_rate(both[1])} on test images"
@@ -212,6 +231,7 @@ def gaps(pairs: Sequence[Gap], name: str = "gaps") -> Drawing | None:
         f"In percent: {told}.",
         (theme.WIDTH, 0.5 + len(panels) * (0.45 + 0.36 * len(pairs))),
         draw,
+        "run",
     )
 
 
@@ -227,10 +247,10 @@ def corruptions(entries: Sequence[Curve], name: str = "corruptions") -> Drawing 
     columns = min(2, len(shown))
     lines = math.ceil(len(shown) / columns)
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: Figure) -> list[Mark]:
         from matplotlib import colormaps
 
-        hues = colormaps["cividis"]
+        hues, marks = colormaps["cividis"], list[Mark]()
         for place, one in enumerate(shown):
             axes = figure.add_subplot(lines, columns, place + 1)
             found = corrupted(one.evaluation)
@@ -244,6 +264,9 @@ def corruptions(entries: Sequence[Curve], name: str = "corruptions") -> Drawing 
                         ink = "#ffffff" if sum(hues((value - low) / (high - low))[:3]) < 1.35 else "#000000"
                         text = f"{value:.{2 - columns}f}"
                     axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=6.5, color=ink)
+                    row, column = kinds[i].replace("_", " "), f"severity {j + 1}"
+                    said = theme.percent(value / 100)
+                    marks.append(Mark(f"{one.label}, %", row, column, said, axes, j + 0.5, i + 0.5))
             axes.set_xticks([level - 0.5 for level in SEVERITIES], [str(level) for level in SEVERITIES])
             named = [kind.replace("_", " ") for kind in kinds]
             axes.set_yticks([i + 0.5 for i in range(len(kinds))], named if place % columns == 0 else [""] * len(kinds))
@@ -252,6 +275,7 @@ def corruptions(entries: Sequence[Curve], name: str = "corruptions") -> Drawing 
             axes.spines[:].set_visible(False)
             axes.set_xlabel("severity")
             axes.set_title(f"{theme.shorten(one.label, 28)}\n{_means(one.evaluation)}", loc="left", fontsize=7.5)
+        return marks
 
     told = "; ".join(f"{one.label} {_means(one.evaluation)}".replace("\n", ", ") for one in shown)
     lacking = {one.label: missing(one.evaluation, FIFTEEN) for one in shown}
@@ -264,6 +288,8 @@ def corruptions(entries: Sequence[Curve], name: str = "corruptions") -> Drawing 
         f"In percent: {told}.",
         (theme.WIDTH, lines * (1.0 + 0.19 * len(kinds))),
         draw,
+        "corruption",
+        whole=False,
     )
 
 
@@ -294,8 +320,14 @@ def direction(surveys: Sequence[tuple[str, Direction]], name: str = "direction")
     if not surveys:
         return None
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: Figure) -> list[Mark]:
         loss, fooled, mass = (figure.add_subplot(3, 1, place) for place in (1, 2, 3))
+        panels: list[tuple[str, Axes, Callable[[Direction], Sequence[float]], str]] = [
+            ("cross-entropy, nats", loss, lambda one: one.loss, "{:.3f}"),
+            ("misclassified, %", fooled, lambda one: [100 * rate for rate in one.fooled], "{:.1f}"),
+            ("probability of the true class", mass, lambda one: one.mass, "{:.3f}"),
+            ("probability of the likeliest other", mass, lambda one: one.other, "{:.3f}"),
+        ]
         for position, (_, one) in enumerate(surveys):
             hue, dashes = theme.colour(position), theme.dashes(position)
             loss.plot(one.scales, one.loss, color=hue, linestyle=dashes)
@@ -305,7 +337,7 @@ def direction(surveys: Sequence[tuple[str, Direction]], name: str = "direction")
             errors = [100 * error for error in one.errors]
             _fill(fooled, one.scales, rates, errors, hue)
             mass.plot(one.scales, one.mass, color=hue, linestyle=dashes)
-            mass.plot(one.scales, one.other, color=hue, linewidth=1.1, linestyle=DOTTED)
+            mass.plot(one.scales, one.other, color=hue, linewidth=1.1, linestyle=theme.DOTTED)
         loss.set_ylabel("cross-entropy, nats")
         loss.set_ylim(bottom=0)
         fooled.set_ylabel("misclassified, %")
@@ -319,6 +351,14 @@ def direction(surveys: Sequence[tuple[str, Direction]], name: str = "direction")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.label_outer()
         _legend(figure, [label for label, _ in surveys])
+        return [
+            mark
+            for title, axes, values, form in panels
+            for label, one in surveys
+            for mark in along(
+                axes, title, label, zip(one.scales, values(one), strict=True), [form.format(y) for y in values(one)]
+            )
+        ]
 
     def told(label: str, one: Direction) -> str:
         falls = f"falls at {one.falls} of {len(one.scales) - 1} steps" if one.falls else "never falls"
@@ -338,6 +378,7 @@ def direction(surveys: Sequence[tuple[str, Direction]], name: str = "direction")
         "Mean cross-entropy: " + "; ".join(told(label, one) for label, one in surveys) + ".",
         _size(5.0, len(surveys)),
         draw,
+        "s",
     )
 
 
@@ -349,18 +390,23 @@ def landscape(surveys: Sequence[tuple[str, Landscape]], name: str = "landscape")
     losses = contours([value for _, one in shown for line in one.loss for value in line], wide=True)
     rates = contours([100 * value for _, one in shown for line in one.accuracy for value in line])
 
-    def draw(figure: Figure) -> None:
-        grid = figure.subplots(len(shown), 2, squeeze=False)
+    def draw(figure: Figure) -> list[Mark]:
+        grid, marks = figure.subplots(len(shown), 2, squeeze=False), list[Mark]()
         for line, (label, one) in zip(grid, shown, strict=True):
             accuracy = [[100 * rate for rate in row] for row in one.accuracy]
             maps = []
             for axes, table, levels in ((line[0], one.loss, losses), (line[1], accuracy, rates)):
                 across = list(zip(*table, strict=True))  # rows are places along b
+                what, form = ("cross-entropy, nats", "{:.3g}") if table is one.loss else ("accuracy, %", "{:.1f}")
+                for b, values in zip(one.b, across, strict=True):
+                    for a, value in zip(one.a, values, strict=True):
+                        place, said = (f"b = {b:.3g}", f"a = {a:.3g}"), form.format(value)
+                        marks.append(Mark(f"{label}: {what}", *place, said, axes, a, b))
                 maps.append(axes.contourf(one.a, one.b, across, levels, cmap="cividis", norm=_norm(levels)))
                 axes.contour(one.a, one.b, across, levels, colors="#000000", linewidths=0.35)
-                for place, mark in ((0, "+"), (1, "x")) if one.space == "input" else ((0, "+"),):
+                for at, mark in ((0, "+"), (1, "x")) if one.space == "input" else ((0, "+"),):
                     for hue, width in (("#000000", 3.0), ("#ffffff", 1.4)):  # seen on light and on dark
-                        axes.plot([place], [0], mark, color=hue, markersize=6.5, markeredgewidth=width)
+                        axes.plot([at], [0], mark, color=hue, markersize=6.5, markeredgewidth=width)
                 axes.locator_params(nbins=4)
                 axes.tick_params(labelsize=7.5)
                 axes.set_xlim(one.a[0], one.a[-1])
@@ -376,6 +422,7 @@ def landscape(surveys: Sequence[tuple[str, Landscape]], name: str = "landscape")
             bar.set_ticks(some, labels=[f"{level:g}" for level in some], fontsize=7.5)
             bar.set_label(title)
             bar.outline.set_visible(False)
+        return marks
 
     def told(label: str, one: Landscape) -> str:
         flat = [value for line in one.loss for value in line]
@@ -390,6 +437,8 @@ def landscape(surveys: Sequence[tuple[str, Landscape]], name: str = "landscape")
         "Mean cross-entropy: " + "; ".join(told(label, one) for label, one in shown) + ".",
         (theme.WIDTH, 0.75 + 2.05 * len(shown)),
         draw,
+        "place",
+        whole=False,
     )
 
 
@@ -399,20 +448,24 @@ def profile(surveys: Sequence[tuple[str, Landscape]], name: str = "profile") -> 
     if not shown:
         return None
 
-    def draw(figure: Figure) -> None:
-        loss, accuracy = figure.subplots(2, 1, sharex=True)
-        for position, (_, one) in enumerate(shown):
+    def draw(figure: Figure) -> list[Mark]:
+        (loss, accuracy), losses, right = figure.subplots(2, 1, sharex=True), list[Mark](), list[Mark]()
+        for position, (label, one) in enumerate(shown):
             hue, dashes = theme.colour(position), theme.dashes(position)
             mark = "o" if len(one.a) == 1 else ""
-            loss.plot(one.a, [line[0] for line in one.loss], color=hue, linestyle=dashes, marker=mark)
-            rates = [100 * line[0] for line in one.accuracy]
+            nats, rates = [line[0] for line in one.loss], [100 * line[0] for line in one.accuracy]
+            loss.plot(one.a, nats, color=hue, linestyle=dashes, marker=mark)
             accuracy.plot(one.a, rates, color=hue, linestyle=dashes, marker=mark)
+            points = zip(one.a, nats, strict=True), zip(one.a, rates, strict=True)
+            losses += along(loss, "cross-entropy, nats", label, points[0], [f"{value:.3g}" for value in nats])
+            right += along(accuracy, "accuracy, %", label, points[1], [f"{value:.1f}" for value in rates])
         loss.set_ylabel("cross-entropy, nats")
         loss.set_ylim(bottom=0)
         accuracy.set_ylabel("accuracy, %")
         accuracy.set_ylim(0, 101)
         accuracy.set_xlabel("; ".join(dict.fromkeys(one.axes[0] for _, one in shown)))
         _legend(figure, [label for label, _ in shown])
+        return losses + right
 
     def told(label: str, one: Landscape) -> str:
         values = [line[0] for line in one.loss]
@@ -425,6 +478,7 @@ def profile(surveys: Sequence[tuple[str, Landscape]], name: str = "profile") -> 
         "Mean cross-entropy: " + "; ".join(told(label, one) for label, one in shown) + ".",
         _size(3.6, len(shown)),
         draw,
+        "place",
     )
 
 
@@ -570,6 +624,13 @@ def _band(axes: Axes, position: int, found: Sequence[tuple[int, Row]], places: S
     marker = "o" if len(found) == 1 else ""
     axes.plot(at, _percents(found), color=hue, linestyle=theme.dashes(position), marker=marker, markersize=3.5)
     _fill(axes, at, _percents(found), [100 * row.error for _, row in found], hue)
+
+
+def _marks(
+    axes: Axes, table: str, column: str, found: Sequence[tuple[int, Row]], places: Sequence[float] | None = None
+) -> list[Mark]:
+    at = [float(k) for k, _ in found] if places is None else places
+    return along(axes, table, column, zip(at, _percents(found), strict=True), [worded(row) for _, row in found])
 
 
 def _fill(axes: Axes, at: Sequence[float], values: Sequence[float], errors: Sequence[float], hue: str) -> None:

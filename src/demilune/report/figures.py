@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
+from demilune.paired import Difference
 from demilune.report import theme, verdicts
 from demilune.report.read import Entry, Run, number
 from demilune.report.tables import Published, columns
+from demilune.report.values import Mark, Values, along, values
+from demilune.results import Row
+
+MOST = 15  # pairs in one figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,13 +26,14 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure: its file's stem, what it shows, the same in numbers for who cannot see it, and its bytes."""
+    """A figure: its file's stem, what it shows, the same in short for who cannot see it, its bytes, and its values."""
 
     name: str
     caption: str
     alt: str
     svg: str
     png: bytes
+    values: tuple[Values, ...] = ()
 
 
 def training(runs: Sequence[Run]) -> list[Drawing]:
@@ -43,13 +49,15 @@ def training(runs: Sequence[Run]) -> list[Drawing]:
 def loss(runs: Sequence[tuple[int, Run]]) -> Drawing:
     """Draw loss - floor over epochs."""
 
-    def draw(figure: Figure) -> None:
+    title = f"loss {theme.MINUS} label entropy, nats"
+
+    def draw(figure: Figure) -> list[Mark]:
         axes = figure.add_subplot()
-        for position, run in runs:
-            _line(axes, position, run, "excess")
-        axes.set_ylabel(f"loss {theme.MINUS} label entropy, nats")
+        marks = [mark for position, run in runs for mark in _line(axes, position, run, "excess", title, "{:.3f}")]
+        axes.set_ylabel(title)
         epoch_axis(axes)
         _legend(figure, runs)
+        return marks
 
     last = "; ".join(f"{run.label} {number(run.metrics[-1].get('excess')):.3f}" for _, run in runs)
     return drawn(
@@ -59,6 +67,7 @@ def loss(runs: Sequence[tuple[int, Run]]) -> Drawing:
         f"Loss minus label entropy over epochs. At the end: {last}.",
         (theme.WIDTH, _height(2.5, len(runs))),
         draw,
+        "epoch",
     )
 
 
@@ -72,10 +81,10 @@ def rate(runs: Sequence[tuple[int, Run]]) -> Drawing:
     most = max(len(run.metrics) for _, run in runs) // 4
     stepped = min(values, default=0.0) > 0 and max(map(len, levels)) <= most and len(values) > 1
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
+    def draw(figure: Figure) -> list[Mark]:
+        axes, marks = figure.add_subplot(), list[Mark]()
         for position, run in runs[:1] if shared else runs:
-            _line(axes, position, run, "rate")
+            marks += _line(axes, position, run, "rate", "learning rate", "{:.4g}", "all runs" if shared else run.label)
         if shared:  # no run's colour: the lines would hide each other
             axes.lines[0].set(color=theme.INK, linestyle="-")
         if stepped:
@@ -86,6 +95,7 @@ def rate(runs: Sequence[tuple[int, Run]]) -> Drawing:
         epoch_axis(axes)
         if not shared:
             _legend(figure, runs)
+        return marks
 
     spans = "; ".join(
         f"{run.label} from {number(run.metrics[0].get('rate')):g} to {number(run.metrics[-1].get('rate')):g}"
@@ -97,32 +107,43 @@ def rate(runs: Sequence[tuple[int, Run]]) -> Drawing:
         f"Learning rate over epochs: {spans}.",
         (theme.WIDTH, _height(2.5, 0 if shared else len(runs))),
         draw,
+        "epoch",
     )
 
 
 def validation(runs: Sequence[tuple[int, Run]]) -> Drawing:
     """Draw validation accuracy, clean and robust, over epochs, the best and the last checkpoint marked."""
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
+    def draw(figure: Figure) -> list[Mark]:
+        axes, clean_marks, robust_marks = figure.add_subplot(), list[Mark](), list[Mark]()
         for position, run in runs:
-            hue = theme.colour(position)
+            hue, best = theme.colour(position), best_epoch(run)
+            chosen = best["epoch"] if best is not None else None
             epochs, clean = _series(run, "clean")
-            axes.plot(epochs, _percent(clean), color=hue, linewidth=1.0, linestyle=(0, (1, 1.6)))
+            clean = _percent(clean)
+            axes.plot(epochs, clean, color=hue, linewidth=1.0, linestyle=theme.DOTTED)
+            said = [f"{value:.1f}" for value in clean]
+            clean_marks += along(axes, "clean, %", run.label, zip(epochs, clean, strict=True), said)
             epochs, robust = _series(run, "robust")
             robust = _percent(robust)
             axes.plot(epochs, robust, color=hue, linestyle=theme.dashes(position))
             axes.plot(epochs[-1:], robust[-1:], "o", color=hue, markersize=4)
-            best = best_epoch(run)
+            last = epochs[-1] if epochs else None
+            said = [
+                f"{value:.1f}{' best' if epoch == chosen else ''}{' last' if epoch == last else ''}"
+                for epoch, value in zip(epochs, robust, strict=True)
+            ]
+            robust_marks += along(axes, "under PGD, %", run.label, zip(epochs, robust, strict=True), said)
             if best is not None:
                 axes.plot(
                     [best["epoch"]], [100 * number(best.get("robust"))], "D",
                     color=hue, markerfacecolor=theme.PAPER, markersize=6, markeredgewidth=1.4,
                 )  # fmt: skip
         axes.set_ylabel("validation accuracy, %")
-        axes.set_ylim(0, 101)
+        axes.set_ylim(0, _top(mark.y for mark in robust_marks + clean_marks))
         epoch_axis(axes)
         _legend(figure, runs)
+        return robust_marks + clean_marks
 
     def end(run: Run) -> str:
         line = validated(run)
@@ -133,11 +154,12 @@ def validation(runs: Sequence[tuple[int, Run]]) -> Drawing:
 
     return drawn(
         "validation",
-        "Accuracy on held-out training images: dotted clean, solid under PGD. A diamond marks the best "
+        "Accuracy on held-out training images: thin and dotted clean, thick under PGD. A diamond marks the best "
         "checkpoint, a dot the last.",
         "Validation accuracy over epochs, in percent: " + "; ".join(end(run) for _, run in runs) + ".",
         (theme.WIDTH, _height(3.1, len(runs))),
         draw,
+        "epoch",
     )
 
 
@@ -149,20 +171,24 @@ def region(runs: Sequence[tuple[int, Run]]) -> Drawing:
         ("first_to_end", f"‖x_f {theme.MINUS} x_e‖ / ε"),
     )
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: Figure) -> list[Mark]:
+        marks = list[Mark]()
         for row, (key, title) in enumerate(panels):
             axes = figure.add_subplot(len(panels), 1, row + 1)
             for position, run in runs:
-                values = [number(_notes(line).get(key)) for line in run.metrics]
+                found = [(line["epoch"], number(_notes(line).get(key))) for line in run.metrics]
                 axes.plot(
-                    [line["epoch"] for line in run.metrics], values, marker="o", markersize=2.5,
+                    *zip(*found, strict=True), marker="o", markersize=2.5,
                     color=theme.colour(position), linestyle=theme.dashes(position),
                 )  # fmt: skip
+                found = [(epoch, value) for epoch, value in found if not math.isnan(value)]
+                marks += along(axes, title, run.label, found, [f"{value:.2f}" for _, value in found])
             axes.set_ylabel(title)
             axes.margins(y=0.2)
             epoch_axis(axes)
             axes.label_outer()
         _legend(figure, runs)
+        return marks
 
     def end(run: Run) -> str:
         notes = _notes(run.metrics[-1])
@@ -176,6 +202,7 @@ def region(runs: Sequence[tuple[int, Run]]) -> Drawing:
         "Three curves over epochs; at the end " + "; ".join(end(run) for _, run in runs) + ".",
         (theme.WIDTH, _height(3.9, len(runs))),
         draw,
+        "epoch",
     )
 
 
@@ -183,35 +210,43 @@ def accuracy(entries: Sequence[Entry], name: str) -> Drawing:
     """Draw accuracy by attack, a dot with its standard error for each evaluation."""
     rows = columns(entries)
     step = 1.0 / (len(entries) + 1.2)
+    titles = [title for _, title in rows]
+    scored = [row for entry in entries for name, _ in rows if (row := entry.evaluation.row(name))]
+    unique = [title if titles.count(title) == 1 else f"{title} ({name})" for name, title in rows]
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
+    def draw(figure: Figure) -> list[Mark]:
+        axes, marks = figure.add_subplot(), list[Mark]()
         for place, entry in enumerate(entries):
             found = [(i, row) for i, (name, _) in enumerate(rows) if (row := entry.evaluation.row(name))]
+            at = [i + (place - (len(entries) - 1) / 2) * step for i, _ in found]
             axes.errorbar(
-                [100 * row.accuracy for _, row in found],
-                [i + (place - (len(entries) - 1) / 2) * step for i, _ in found],
+                [100 * row.accuracy for _, row in found], at,
                 xerr=[100 * row.error for _, row in found],
-                linestyle="none", color=theme.colour(entry.run), marker=theme.marker(entry.place),
+                linestyle="none", color=theme.colour(entry.run), marker=theme.marker(entry.run, entry.place),
                 markersize=4.5, elinewidth=1.3, capsize=0,
             )  # fmt: skip
+            marks += [
+                Mark("accuracy, %", unique[i], entry.label, worded(row), axes, 100 * row.accuracy, y)
+                for (i, row), y in zip(found, at, strict=True)
+            ]
         classes = len(entries[0].evaluation.classes)
         if classes > 1:
             axes.axvline(100 / classes, color=theme.MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.set_yticks(range(len(rows)), [theme.shorten(title, 24) for _, title in rows], color=theme.INK)
         axes.set_ylim(len(rows) - 0.45, -0.55)
-        axes.set_xlim(-2, 102)
+        axes.set_xlim(-2, _top((row.accuracy + row.error) * 100 for row in scored))
         axes.grid(visible=False, axis="y")
         for boundary in range(1, len(rows)):
             axes.axhline(boundary - 0.5, color=theme.RULE, linewidth=0.6)
         axes.set_xlabel("accuracy, %")
         _legend(figure, [(entry.run, entry) for entry in entries])
+        return sorted(marks, key=lambda mark: unique.index(mark.row))
 
     def told(entry: Entry) -> str:
         found = [row for name, _ in rows if (row := entry.evaluation.row(name))]
         return f"{entry.label} " + ", ".join(f"{row.title} {theme.percent(row.accuracy)}" for row in found)
 
-    height = 0.55 + len(rows) * (0.1 * len(entries) + 0.14)
+    height = 0.55 + len(rows) * (0.085 * len(entries) + 0.14)
     return drawn(
         name,
         "Accuracy by attack, with one standard error to either side. The dashed line is chance. "
@@ -219,6 +254,7 @@ def accuracy(entries: Sequence[Entry], name: str) -> Drawing:
         f"Accuracy in percent: {'; '.join(told(entry) for entry in entries)}.",
         (theme.WIDTH, _height(height, len(entries))),
         draw,
+        "attack",
     )
 
 
@@ -229,10 +265,15 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
     methods = {entry.evaluation.method for entry in entries}
     theirs = [one for one in beside if one.method in methods]
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
+    def marked(axes: Axes, name: str, place: tuple[float, float], said: tuple[str, str]) -> list[Mark]:
+        heads = ("clean", "worst case")
+        return [Mark("accuracy, %", name, head, text, axes, *place) for head, text in zip(heads, said, strict=True)]
+
+    def draw(figure: Figure) -> list[Mark]:
+        axes, marks = figure.add_subplot(), list[Mark]()
         for one in theirs:
             at = (one.values["clean"], one.weakest)
+            marks += marked(axes, f"{one.label}, published", at, (f"{at[0]:.2f}", f"{at[1]:.2f}"))
             axes.plot(*at, "o", color=theme.MUTED, markerfacecolor=theme.PAPER, markersize=5.5)
             axes.annotate(
                 f"{one.label}, published", at, xytext=(-6, 5), textcoords="offset points",
@@ -242,14 +283,17 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
             axes.errorbar(
                 [100 * clean.accuracy], [100 * worst.accuracy],
                 xerr=[100 * clean.error], yerr=[100 * worst.error],
-                linestyle="none", color=theme.colour(entry.run), marker=theme.marker(entry.place),
+                linestyle="none", color=theme.colour(entry.run), marker=theme.marker(entry.run, entry.place),
                 markersize=6, elinewidth=1.2,
             )  # fmt: skip
+            at = (100 * clean.accuracy, 100 * worst.accuracy)
+            marks += marked(axes, entry.label, at, (worded(clean), worded(worst)))
         axes.set_xlabel("clean accuracy, %")
         axes.set_ylabel("worst-case accuracy, % (upper bound)")
         axes.margins(0.12)
         axes.set_ylim(bottom=min(-2.0, axes.get_ylim()[0]))
         _legend(figure, [(entry.run, entry) for entry, _, _ in scored])
+        return marks
 
     hollow = (
         " Hollow: the paper's figures, with the lowest of its attacks as worst case, a weaker set than ours."
@@ -267,6 +311,49 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
         f"In percent: {told}.",
         (theme.WIDTH, _height(3.3, len(scored))),
         draw,
+        "model",
+    )
+
+
+def differences(pairs: Sequence[tuple[str, str, Difference]], name: str) -> Drawing | None:
+    """Draw paired differences of worst-case accuracy, first minus second, with two standard errors; None for none."""
+    shown = pairs[:MOST]
+    if not shown:
+        return None
+
+    def draw(figure: Figure) -> list[Mark]:
+        axes, marks = figure.add_subplot(), list[Mark]()
+        axes.axvline(0.0, color=theme.INK, linewidth=0.9)
+        for i, (first, second, found) in enumerate(shown):
+            clear = found.clear
+            axes.errorbar(
+                [100 * found.value], [i], xerr=[200 * found.error], color=theme.INK if clear else theme.MUTED,
+                marker="o", markerfacecolor=theme.INK if clear else theme.PAPER, markersize=5, elinewidth=1.4,
+            )  # fmt: skip
+            said = f"{theme.signed(found.value)} ± {theme.percent(found.error)}"
+            marks.append(
+                Mark("points", f"{first} {theme.MINUS} {second}", "difference", said, axes, 100 * found.value, i)
+            )
+        labels = [f"{theme.shorten(first, 16)} {theme.MINUS} {theme.shorten(second, 16)}" for first, second, _ in shown]
+        axes.set_yticks(range(len(shown)), labels, color=theme.INK)
+        axes.set_ylim(len(shown) - 0.45, -0.55)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("difference in worst-case accuracy, points")
+        return marks
+
+    told = "; ".join(
+        f"{first} minus {second} {theme.signed(found.value)} ± {theme.percent(found.error)}"
+        for first, second, found in shown
+    )
+    more = f" The first {MOST} of {len(pairs)} pairs." if len(pairs) > MOST else ""
+    return drawn(
+        name,
+        "Worst-case accuracy on the same images, first minus second, with two standard errors to either side. Full: "
+        f"more than chance; hollow: not.{more}",
+        f"In points: {told}.",
+        (theme.WIDTH, 0.7 + 0.24 * len(shown)),
+        draw,
+        "pair",
     )
 
 
@@ -280,8 +367,20 @@ def validated(run: Run) -> Mapping[str, Any] | None:
     return next((line for line in reversed(run.metrics) if not math.isnan(number(line.get("robust")))), None)
 
 
-def drawn(name: str, caption: str, alt: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Drawing:
-    """Return what ``draw`` puts on a figure of so many inches, as PNG and SVG whose bytes depend on it alone."""
+def drawn(
+    name: str,
+    caption: str,
+    alt: str,
+    size: tuple[float, float],
+    draw: Callable[[Figure], Sequence[Mark] | None],
+    corner: str = "",
+    whole: bool = True,
+) -> Drawing:
+    """Return what ``draw`` puts on a figure of so many inches, as PNG and SVG whose bytes depend on it alone.
+
+    Of the marks that it returns tables are made; ``corner`` is what their rows are called, and ``whole`` whether the
+    cells of a row belong together.
+    """
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -289,12 +388,18 @@ def drawn(name: str, caption: str, alt: str, size: tuple[float, float], draw: Ca
     with warnings.catch_warnings(), matplotlib.style.context(theme.STYLE, after_reset=True):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a run named in another script
         figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
+        marks = draw(figure) or ()
         svg, png = io.StringIO(), io.BytesIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(svg, format="svg", metadata=nothing)
         figure.savefig(png, format="png", metadata={"Software": None})
-    return Drawing(name, caption, alt, svg.getvalue(), png.getvalue())
+        figure.savefig(svg, format="svg", metadata=nothing)  # last: the marks lie where this one was laid out
+        tables = values(marks, figure, corner, whole)
+    return Drawing(name, caption, alt, svg.getvalue(), png.getvalue(), tables)
+
+
+def _top(values: Iterable[float]) -> float:
+    """Return where an axis of accuracies in percent may end: a ten above all of them, but zero where it began."""
+    return min(102.0, 10.0 * math.ceil((max(values, default=100.0) + 2.0) / 10.0) + 1.0)
 
 
 def _height(body: float, labels: int) -> float:
@@ -308,12 +413,17 @@ def _legend(figure: Figure, shown: Sequence[tuple[int, Run | Entry]]) -> None:
         Line2D(
             [], [], color=theme.colour(position),
             linestyle=theme.dashes(position) if isinstance(one, Run) else "none",
-            marker="none" if isinstance(one, Run) else theme.marker(one.place),
+            marker="none" if isinstance(one, Run) else theme.marker(one.run, one.place),
         )
         for position, one in shown
     ]  # fmt: skip
     labels = [" " + theme.shorten(one.label, 26) for _, one in shown]  # one that begins with _ would be left out
     figure.legend(handles, labels, loc="outside upper left", ncols=2, borderpad=0.1, columnspacing=1.4)
+
+
+def worded(row: Row) -> str:
+    """Return a row's accuracy in percent with its standard error."""
+    return f"{theme.percent(row.accuracy)} ± {theme.percent(row.error)}"
 
 
 def epoch_axis(axes: Axes) -> None:
@@ -324,10 +434,14 @@ def epoch_axis(axes: Axes) -> None:
     axes.set_xlabel("epoch")
 
 
-def _line(axes: Axes, position: int, run: Run, key: str) -> None:
-    epochs, values = _series(run, key)
+def _line(
+    axes: Axes, position: int, run: Run, key: str, table: str, form: str, column: str | None = None
+) -> list[Mark]:
+    epochs, found = _series(run, key)
     marker = "o" if len(epochs) == 1 else ""
-    axes.plot(epochs, values, color=theme.colour(position), linestyle=theme.dashes(position), marker=marker)
+    axes.plot(epochs, found, color=theme.colour(position), linestyle=theme.dashes(position), marker=marker)
+    said = [form.format(value) for value in found]
+    return along(axes, table, column or run.label, zip(epochs, found, strict=True), said)
 
 
 def _series(run: Run, key: str) -> tuple[list[int], list[float]]:

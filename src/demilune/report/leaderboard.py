@@ -16,8 +16,10 @@ def files(entries: Sequence[Entry]) -> dict[str, bytes]:
     """Return a file for each entry, named by what it is called and by its evaluation's file."""
     found: dict[str, bytes] = {}
     for entry in entries:
-        label = entry.label.removesuffix(f" ({entry.path.stem})")
-        stem = "robustbench/" + "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part) for part in (label, entry.path.stem))
+        label = entry.label.removesuffix(f" ({entry.path.stem})").removesuffix(f" ({entry.evaluation.checkpoint})")
+        stem = "robustbench/" + "_".join(
+            re.sub(r"[^A-Za-z0-9.-]+", "-", part).rstrip("-") for part in (label, entry.path.stem)
+        )
         while any(name.lower() == f"{stem}.json".lower() for name in found):  # not every disk tells cases apart
             stem += "_"
         found[f"{stem}.json"] = (json.dumps(robustbench(entry), indent=2, ensure_ascii=False) + "\n").encode()

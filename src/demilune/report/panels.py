@@ -34,12 +34,13 @@ class Shown(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True)
 class Plate:
-    """A figure, or a small table, or both, with what must be said beside and the commands that measured it."""
+    """A figure, or a small table (``title``), or both, with what must be said and the commands that measured it."""
 
     drawing: Drawing | None
     numbers: Numbers | None
     notes: tuple[str, ...]
     commands: tuple[str, ...]
+    title: str = ""
 
 
 @final
@@ -91,7 +92,7 @@ def _evaluated(members: Sequence[tuple[Run, Measured]], suffix: str) -> list[Pla
         numbers = curves.corruption_numbers(named) if kind == "corruptions" else None
         if drawing is not None:
             said = [_sizes(named), *_remarks(named), *_verdicts(shown)]
-            made.append(Plate(drawing, numbers, tuple(said), _commands(shown)))
+            made.append(Plate(drawing, numbers, tuple(said), _commands(shown), "Accuracy under corruptions, %"))
     return made
 
 
@@ -134,7 +135,7 @@ def _surveyed(members: Sequence[tuple[Run, Measured]], suffix: str) -> list[Plat
         Plate(curves.direction(walked, f"direction{suffix}"), None, (), _commands(ways)),
         *_landscapes(members, "input", suffix),
         *_landscapes(members, "weights", suffix),
-        Plate(None, curves.curvature(bent), (), _commands(bends)),
+        Plate(None, curves.curvature(bent), (), _commands(bends), "Largest eigenvalue of the Hessian"),
     ]
     return [plate for plate in made if plate.drawing is not None or plate.numbers is not None]
 

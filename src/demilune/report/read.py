@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+
 from demilune.errors import DemiluneError
 from demilune.report import files
 from demilune.report.files import Arrays, Measured
 from demilune.results import Evaluation, Verdict
 from demilune.runs import RunFolder, read_json
 
+NOTHING = np.empty(0)
 DECLARED = "model.json"  # the file of a foreign model's folder, which was evaluated and never trained
 
 
@@ -44,7 +47,10 @@ class Entry:
 @final
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run folder, or (``experiment`` None) the folder of a foreign model, or an evaluation that stands alone."""
+    """A run folder, or (``experiment`` None) the folder of a foreign model, or an evaluation that stands alone.
+
+    ``repeated`` are the files of evaluations that say nothing which another of the same checkpoint does not.
+    """
 
     label: str
     path: Path
@@ -54,6 +60,7 @@ class Run:
     timing: tuple[Mapping[str, Any], ...]
     entries: tuple[Entry, ...]
     curves: tuple[Measured, ...] = ()
+    repeated: tuple[Path, ...] = ()
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
@@ -81,6 +88,7 @@ def _run(path: Path, position: int) -> Run:
         raise DemiluneError(f"{path} is no run folder (no {folder.experiment.name}): give one that training wrote")
     environment = read_json(folder.environment, "a run's environment") if folder.environment.exists() else None
     measured = [files.measured(file) for file in folder.evaluations("curves")]
+    entries, repeated = _apart([_entry(file, position, 0) for file in folder.evaluations()])
     return Run(
         str(about.get("name") or path.name),
         path,
@@ -88,9 +96,39 @@ def _run(path: Path, position: int) -> Run:
         environment,
         _epochs(folder.read_metrics, folder.metrics),
         _epochs(folder.read_timing, folder.timing),
-        tuple(_entry(file, position, place) for place, file in enumerate(folder.evaluations())),
+        tuple(replace(entry, place=place) for place, entry in enumerate(entries)),
         tuple(one for one in measured if one is not None),
+        repeated,
     )
+
+
+def _apart(entries: Sequence[Entry]) -> tuple[list[Entry], tuple[Path, ...]]:
+    """Return the entries that say something of their own, and the files of those which another repeats whole."""
+    kept, repeated = list(entries), list[Path]()
+    for entry in entries:
+        if any(_repeats(other, entry) for other in kept if other is not entry):
+            kept.remove(entry)
+            repeated.append(entry.path)
+    return kept, tuple(repeated)
+
+
+def _repeats(whole: Entry, part: Entry) -> bool:
+    """Say whether all rows of ``part`` but its worst case stand in ``whole`` too, with the same images right."""
+    a, b = whole.evaluation, part.evaluation
+    if (files.setting(a), a.checkpoint, a.randomised) != (files.setting(b), b.checkpoint, b.randomised):
+        return False
+    if part.images is None or whole.images is None or len(a.rows) < len(b.rows):
+        return False
+    for row in b.rows:
+        other, names = a.row(row.name), [f"{kind}.{row.name}" for kind in ("right", "after", "place")]
+        if row.name == "worst":
+            continue
+        if other is None or (other.n, other.right, other.right_after) != (row.n, row.right, row.right_after):
+            return False
+        for name in ("ids", *names):
+            if not np.array_equal(part.images.get(name, NOTHING), whole.images.get(name, NOTHING)):
+                return False
+    return True
 
 
 def _epochs(reading: Callable[[], Sequence[object]], path: Path) -> tuple[Mapping[str, Any], ...]:
@@ -127,9 +165,26 @@ def _unique(runs: Sequence[Run]) -> list[str]:
 
 
 def _labelled(run: Run, label: str) -> Run:
-    several = len(run.entries) > 1
-    entries = tuple(replace(entry, label=f"{label} ({entry.path.stem})" if several else label) for entry in run.entries)
-    return replace(run, label=label, entries=entries)
+    """Name a run's entries: the fullest of each checkpoint after that, others after their images or their files."""
+    fullest: dict[str, Entry] = {}
+    for entry in sorted(run.entries, key=lambda entry: (-entry.evaluation.rows[0].n, -len(entry.evaluation.rows))):
+        fullest.setdefault(_checkpoint(entry), entry)
+
+    def called(entry: Entry) -> str:
+        checkpoint = _checkpoint(entry)
+        words = [checkpoint] if len(fullest) > 1 else []
+        if fullest[checkpoint] is not entry:
+            n = entry.evaluation.rows[0].n
+            alike = [one for one in run.entries if _checkpoint(one) == checkpoint and one.evaluation.rows[0].n == n]
+            words = [*words, f"n {n:,}"] if len(alike) == 1 else [entry.path.stem]
+        return f"{label} ({', '.join(words)})" if words else label
+
+    return replace(run, label=label, entries=tuple(replace(entry, label=called(entry)) for entry in run.entries))
+
+
+def _checkpoint(entry: Entry) -> str:
+    """Return a checkpoint's name without its step: best, last."""
+    return entry.evaluation.checkpoint.split(" (")[0]
 
 
 def number(value: object) -> float:

@@ -6,11 +6,13 @@ import math
 import re
 from typing import Any, Literal, TypeAlias
 
-# Okabe and Ito's colours, the pale ones last; more than seven runs repeat them with other dashes.
+# Okabe and Ito's colours, the pale ones last. Each run has dashes and a marker besides, so that colour is never needed;
+# as there are seven colours, four dashes and eight markers, 28 runs look different, and 56 points.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-Dashes: TypeAlias = Literal["-", "--", "-.", ":"]
-DASHES: tuple[Dashes, ...] = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D")
+Dashes: TypeAlias = Literal["-", "--", "-."] | tuple[float, tuple[float, ...]]
+DASHES: tuple[Dashes, ...] = ("-", "--", "-.", (0, (6, 1.2, 1, 1.2, 1, 1.2)))
+DOTTED: Dashes = (0, (1, 1.6))  # no run's: a second reading of the same run
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 # What figures are drawn with outside a page; inside one, each colour is replaced by the page's own.
 INK, MUTED, RULE, PAPER = "#1f1e1b", "#6b6861", "#dedad1", "#fffefb"
@@ -43,7 +45,7 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.6,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "legend.handlelength": 1.6,
+    "legend.handlelength": 2.4,
     "figure.facecolor": PAPER,
     "savefig.dpi": 200,
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's own type
@@ -57,13 +59,36 @@ def colour(run: int) -> str:
 
 
 def dashes(run: int) -> Dashes:
-    """Return the line style that tells runs of the same colour apart."""
-    return DASHES[run // len(COLOURS) % len(DASHES)]
+    """Return the line style of the run at that position."""
+    return DASHES[run % len(DASHES)]
 
 
-def marker(place: int) -> str:
+def marker(run: int, place: int = 0) -> str:
     """Return the marker of a run's evaluation at that place."""
-    return MARKERS[place % len(MARKERS)]
+    return MARKERS[(run + 3 * place) % len(MARKERS)]
+
+
+def key(run: int, place: int = 0) -> str:
+    """Return the line and the marker of a run's evaluation as a small SVG, as legends have them, for use in text."""
+    dash = {"-": "", "--": "6 3", "-.": "7 2 1.5 2"}.get(str(dashes(run)), "6 1.5 1.5 1.5 1.5 1.5")
+    hue = f"var(--run-{run % len(COLOURS)})"
+    return (
+        f'<svg class="key" viewBox="0 0 26 10" aria-hidden="true"><path d="M0 5H26" stroke="{hue}" stroke-width="1.6" '
+        f'stroke-dasharray="{dash}" fill="none"/><path d="{_SHAPES[marker(run, place)]}" fill="{hue}"/></svg>'
+    )
+
+
+# The markers as paths around (13, 5).
+_SHAPES = {
+    "o": "M16.8 5A3.8 3.8 0 1 1 9.2 5A3.8 3.8 0 1 1 16.8 5Z",
+    "s": "M9.5 1.5H16.5V8.5H9.5Z",
+    "^": "M13 .8L17 8.6H9Z",
+    "D": "M13 .2L17.8 5L13 9.8L8.2 5Z",
+    "v": "M13 9.2L17 1.4H9Z",
+    "P": "M11.6 1H14.4V3.6H17V6.4H14.4V9H11.6V6.4H9V3.6H11.6Z",
+    "X": "M9.4 3.1L11.1 1.4L13 3.3L14.9 1.4L16.6 3.1L14.7 5L16.6 6.9L14.9 8.6L13 6.7L11.1 8.6L9.4 6.9L11.3 5Z",
+    "*": "M13 0L14.2 3.5H17.9L14.9 5.7L16.1 9.3L13 7.1L9.9 9.3L11.1 5.7L8.1 3.5H11.8Z",
+}
 
 
 def inline(svg: str, name: str) -> str:
