@@ -1,0 +1,154 @@
+"""What a cell needs to be done: train its network, ask it, measure the pace of its steps."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demilune.core.random import Stream
+from demilune.evaluate.assess import Request, assess
+from demilune.evaluate.curves import corruptions, measure
+from demilune.evaluate.subject import opened
+from demilune.experiment import Experiment, completed, name_of, stored
+from demilune.methods import RAT, Batch
+from demilune.models import create
+from demilune.runs import RunFolder, environment, read_json, write_json
+from demilune.runtime import enough_memory, hardware
+from demilune.suites.base import Cell, slug
+from demilune.suites.cost import SHAPES, learn
+from demilune.suites.plane import plane
+from demilune.suites.record import Made, finished, pace_record
+from demilune.train import step
+
+Train = Callable[[Experiment, RunFolder], bool]
+"""Trains, or goes on, in a folder; False where somebody stopped it."""
+
+Stopping = Callable[[], AbstractContextManager[Callable[[], bool]]]
+
+ROUNDS = 5
+"""Steps that are counted of each line for the pace, besides one to warm up."""
+
+
+def trained(cell: Cell, runs: Path, train: Train) -> RunFolder | None:
+    """Return the folder of a cell's network, trained to its end; None where somebody stopped it.
+
+    A run that is there keeps its own name and runtime, whatever suite it was trained for.
+    """
+    there = next((path for path in sorted(runs.glob(f"*-{cell.trained}")) if path.is_dir()), None)
+    folder = RunFolder(there or runs / f"{slug(cell.experiment)}-{cell.trained}")
+    experiment = cell.experiment
+    if folder.experiment.exists():
+        experiment = stored(folder.experiment, completed(read_json(folder.experiment, "the experiment of a run")))
+    if finished(folder):
+        return folder
+    if not train(experiment, folder):
+        return None
+    timing = folder.read_timing()
+    learn(experiment, sum(line["seconds"] for line in timing))
+    return folder
+
+
+def asked(cell: Cell, folder: RunFolder, given: Mapping[str, str], image: int | None, stopping: Stopping) -> bool:
+    """Ask a trained network what a cell asks, into its folder; return False where somebody stopped it.
+
+    ``given`` are folders for corruptions, by name; ``image`` is the test image of a plane.
+    """
+    ask, runtime = cell.ask, cell.experiment.runtime
+    if ask.kind == "training":
+        return True
+    settings = {"runtime": {"device": runtime.device, "threads": runtime.threads}}
+    with stopping() as stop, enough_memory():
+        subject = opened(folder.checkpoint(cell.checkpoint), settings)
+        request = Request(limit=ask.limit, settings=settings)
+        if ask.kind == "plane":
+            found = plane(
+                subject.model, subject.dataset.test.to(subject.device), subject.ball,
+                Stream.of(0, "survey", device=subject.device), region_of(cell.experiment), image,
+            )  # fmt: skip
+            about = {
+                "names": list(subject.dataset.classes), "checkpoint": subject.checkpoint, "data": subject.dataset.name,
+                "data_sha256": dict(subject.dataset.sha256), "data_official": subject.dataset.official,
+                "environment": environment() | {"device": hardware(subject.device)},
+            }  # fmt: skip
+            write_json(folder.path / "plane.json", {**found, **about})
+            return True
+        if ask.kind == "curve":
+            kind = ask.names[0]
+            if kind == "corruptions":  # refuse what is missing before anything is run
+                corruptions(subject, request, given.get("frost", ""), given.get("corrupted", ""))
+            done = measure(kind, subject, request, given.get("frost", ""), given.get("corrupted", ""), stop)
+            return done is not None
+        result, _ = assess(subject, None, replace(request, attacks=ask.names), stop)
+        return result is not None
+
+
+def region_of(experiment: Experiment) -> RAT:
+    """Return RAT as an experiment trains it, or with the attack of another method: what a plane is drawn with."""
+    if isinstance(experiment.method, RAT):
+        return experiment.method
+    return RAT(attack=experiment.training.validation)
+
+
+def paced(cell: Cell, first: Cell) -> Made:
+    """Measure the seconds of a cell's training step, in turn with a step of the first line's, and return the record."""
+    runtime = cell.experiment.runtime
+    device = runtime.start()
+    seconds: dict[str, list[float]] = {"mine": [], "first": []}
+    turns = {"mine": cell.experiment, "first": first.experiment}
+    if cell.trained == first.trained:
+        turns.pop("first")
+    steps = {name: _stepping(experiment, device) for name, experiment in turns.items()}
+    for round_ in range(ROUNDS + 1):
+        for name, take in steps.items():
+            begun = time.perf_counter()
+            take(round_)
+            seconds[name].append(time.perf_counter() - begun)
+    mine = seconds["mine"][1:]
+    ratios = [a / b for a, b in zip(mine, seconds["first"][1:], strict=True)] if "first" in turns else [1.0]
+    found: dict[str, Any] = {
+        "seconds_per_step": [round(one, 4) for one in mine],
+        "batch": cell.experiment.training.batch,
+        "minutes": round(1000.0 * statistics.median(mine) / 60.0, 3),
+        "relative": round(statistics.median(ratios), 3),
+        "to": first.line.label,
+    }
+    about = environment() | {"device": hardware(device)}
+    return pace_record(cell, found, about)
+
+
+def _stepping(experiment: Experiment, device: torch.device) -> Callable[[int], None]:
+    """Return what takes a training step on random images: its cost does not depend on them."""
+    data = name_of(experiment.data)
+    channels, height, width = SHAPES.get(data, (3, 32, 32))
+    classes = 100 if data == "cifar100" else 10
+    runtime, training = experiment.runtime, experiment.training
+    draw = Stream.of(0, "pace", device=device)
+    x = runtime.layout(draw.uniform("x", (training.batch, channels, height, width)))
+    ids = torch.arange(training.batch, device=device)
+    batch = Batch(x, draw.integers("y", (training.batch,), 0, classes), classes, ids, 10_000)
+    net = create(experiment.model, channels, classes, [0.5] * channels, [0.25] * channels, Stream.of(0, "net"))
+    model = runtime.place(net, device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=training.momentum)
+    autocast = functools.partial(runtime.autocast, device)
+
+    def take(number: int) -> None:
+        rng = draw.sub(number)
+        step(
+            model, optimizer, experiment.method, batch, experiment.ball, rng, training.parts, autocast,
+            experiment.move,
+        )  # fmt: skip
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return take
+
+
+__all__ = ["asked", "paced", "trained"]
