@@ -45,9 +45,16 @@ ALLOWED = {
     },
     "study": {"experiment", "moves", "report", "runs", "options", "errors"},
     "report": {"results", "paired", "diagnosis", "surveys", "runs", "papers", "errors"},
+    "ledger": {"results", "surveys", "runs", "errors"},
+    "pages": {"ledger", "paired", "report", "results", "surveys"},
+    "suites": {
+        "core", "attacks", "methods", "moves", "models", "data", "schedules", "runtime", "experiment", "presets",
+        "train", "evaluate", "checkpoint", "runs", "results", "surveys", "report", "papers", "study", "options",
+        "ledger", "pages", "errors",
+    },
     "completion": {"experiment", "presets", "options"},
 }  # fmt: skip
-EDGES = {"cli", "__main__", "__init__"}
+EDGES = {"cli", "cli_reproduce", "__main__", "__init__"}
 NO_TORCH = {
     "errors",
     "results",
@@ -61,6 +68,9 @@ NO_TORCH = {
     "console",
     "schedules",
     "cli",
+    "cli_reproduce",
+    "ledger",
+    "pages",
     "__main__",
 }
 PLAIN_CLASSES = {

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demilune import __version__
+from demilune.cli_interop import downloaded, export, hub
+from demilune.cli_reproduce import ledger, reproduce
 from demilune.errors import DemiluneError, unknown
 from demilune.options import (
     Parser,
@@ -53,7 +55,7 @@ ELSEWHERE = {
 }
 """Names that a paper may have for a method."""
 
-FLAGS = ("-h", "--help", "--resume", "--download", "--trust")
+FLAGS = ("-h", "--help", "--resume", "--download", "--trust", "--pretrained", "--overwrite", "--private")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -424,19 +426,32 @@ def examined(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
 
     The network is a run's, or a foreign one: a folder that one was declared in, or what is declared now.
     """
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a run folder, a .safetensors file of a run, a folder made for a foreign model, package.module:factory, "
-        "or a torch.export or TorchScript file",
-    )
-    parser.add_argument("--checkpoint", choices=("best", "last", "both"), help="which of a run's (default best)")
+    argv = downloaded(argv)
     parser.add_argument("--limit", type=whole, metavar="N", help="only N random images, the same for every model")
     parser.add_argument("--split", choices=("test", "validation", "train"), help="which images (default test)")
     parser.add_argument("--batch", type=whole, metavar="N", help="images at once (default 250); changes no result")
     parser.add_argument("--seed", type=whole, metavar="VALUE", help="seed of the attacks' draws (default 0)")
+    model_options(parser, argv, ("best", "last", "both"))
+    options = parser.parse_args(joined(argv))
+    if getattr(options, "checkpoint", "best") == "both" and "out" in options:
+        raise DemiluneError("--checkpoint both writes two files: leave out --out, or examine one after the other")
+    if getattr(options, "batch", 250) < 1 or getattr(options, "limit", 0) < 0:
+        raise DemiluneError("--batch and --limit are numbers of images: at least 1 and 0 (0: as many as there are)")
+    return options
+
+
+def model_options(parser: Parser, argv: Sequence[str], checkpoints: Sequence[str]) -> None:
+    """Add what names a trained network, a run's or a foreign one, and the fields of what it is judged by."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a run folder, a .safetensors file of a run, a folder made for a foreign model, package.module:factory, "
+        "timm:NAME, torchvision:NAME, hf:OWNER/NAME[@REVISION], or a torch.export or TorchScript file",
+    )
+    parser.add_argument("--checkpoint", choices=checkpoints, help="which of a run's (default best)")
     foreign = parser.add_argument_group("a foreign model, declared once and kept in its folder")
     foreign.add_argument("--weights", type=place, metavar="FILE", help="its state dict: .safetensors, .pt, .pth, …")
+    foreign.add_argument("--pretrained", action="store_true", help="fetch the weights that timm or torchvision publish")
     foreign.add_argument("--part", metavar="NAME", help="which of the file's state dicts, where several fit")
     foreign.add_argument("--data", metavar="NAME", help="the images to judge it by")
     foreign.add_argument("--classes", type=whole, metavar="N", help="number of classes (default: the data's)")
@@ -448,12 +463,6 @@ def examined(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     target = argv_model(argv)
     if target is not None:
         fields_of(parser, argv, target)
-    options = parser.parse_args(joined(argv))
-    if getattr(options, "checkpoint", "best") == "both" and "out" in options:
-        raise DemiluneError("--checkpoint both writes two files: leave out --out, or examine one after the other")
-    if getattr(options, "batch", 250) < 1 or getattr(options, "limit", 0) < 0:
-        raise DemiluneError("--batch and --limit are numbers of images: at least 1 and 0 (0: as many as there are)")
-    return options
 
 
 def joined(argv: Sequence[str]) -> list[str]:
@@ -497,7 +506,7 @@ def subjects(options: argparse.Namespace) -> list[Path]:
     from demilune.evaluate.subject import declare, is_foreign
 
     path = Path(options.model)
-    own = ("weights", "part", "data", "classes", "mean", "std", "bounds", "trust", "home")
+    own = ("weights", "pretrained", "part", "data", "classes", "mean", "std", "bounds", "trust", "home")
     given = {name: getattr(options, name) for name in own if name in options}
     if not is_foreign(path):
         if given:
@@ -679,6 +688,8 @@ def source_file(path: Path) -> Path:
     """Return the checkpoint, or the folder of a foreign model, that a name among the sources means."""
     from demilune.evaluate.subject import DECLARED, is_foreign
 
+    (name,) = downloaded([str(path)])
+    path = Path(name)
     if not is_foreign(path):
         return checkpoint_files(path, "best")[0]
     if path.name != DECLARED and not path.is_dir():
@@ -1014,7 +1025,11 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "doctor": (doctor, "say whether to believe a network's robust accuracy, and why"),
     "curves": (curves, "measure what the papers' figures show of a network"),
     "crosscheck": (crosscheck, "compare our attacks with those of other libraries, image by image"),
+    "export": (export, "write a network as ONNX, torch.export or TorchScript, and check the file"),
+    "hub": (hub, "give a run to the Hugging Face hub with a model card, or fetch one"),
     "label": (label, "give images pseudo-labels with a trained network, to train on besides (RST)"),
+    "reproduce": (reproduce, "run a paper's table or figure, and set what comes out beside it"),
+    "ledger": (ledger, "keep what was measured: list, record, run what is worth most, write the results"),
     "report": (report, "draw runs into one HTML file, with tables and figures"),
     "list": (list_, "list methods, moves, attacks, models, data, schedules, averages, presets"),
     "show": (show, "print a preset with all its fields"),

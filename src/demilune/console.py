@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, final
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 QUIET = 30.0
 """Seconds between plain lines in a log."""
+
+PAUSE = 0.25
+"""Seconds at least between two drawings of a pane."""
+
+SHARE = 0.01
+"""Part of the time at most that goes into drawing a pane."""
+
+BLOCKS, LETTERS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
+"""Eight heights, and the same where the terminal has no such characters."""
 
 
 def duration(seconds: float) -> str:
@@ -36,6 +49,91 @@ def percent(rate: float | None) -> str:
     return "–" if rate is None else f"{100 * rate:.2f} %"
 
 
+def spark(values: Sequence[float | None], width: int, heights: str = BLOCKS) -> str:
+    """Return values as one line of at most ``width`` characters, from the least of them to the greatest.
+
+    More values than fit are averaged in equal portions. What is missing is a space; equal values are all lowest.
+    """
+    count = len(values)
+    if width < 1 or not count:
+        return ""
+    cells = min(width, count)
+    portions = [values[i * count // cells : (i + 1) * count // cells] for i in range(cells)]
+    known = [[value for value in portion if value is not None and math.isfinite(value)] for portion in portions]
+    means = [sum(portion) / len(portion) if portion else None for portion in known]
+    there = [mean for mean in means if mean is not None]
+    low, range_ = min(there, default=0.0), max(there, default=0.0) - min(there, default=0.0)
+    top = len(heights) - 1
+    return "".join(
+        " " if mean is None else heights[round((mean - low) / range_ * top) if range_ > 0 else 0] for mean in means
+    )
+
+
+def is_live(console: Console) -> bool:
+    """Say whether a console can draw anew what it has drawn: a terminal, not a log, a pipe or a dumb terminal."""
+    try:
+        return bool(console.is_terminal and not console.is_dumb_terminal and console.file.isatty())
+    except ValueError:  # it was closed
+        return False
+
+
+@final
+class Pane(AbstractContextManager["Pane"]):
+    """Some lines at the foot of a terminal that are drawn anew; what is said stays above them.
+
+    ``draw`` returns the lines, none wider than the console. It is called at most every ``PAUSE`` seconds, and seldomer
+    where drawing takes more than ``SHARE`` of the time. There is no thread: nothing happens outside the calls. A
+    terminal that goes away ends the drawing, and nothing else.
+    """
+
+    def __init__(self, console: Console, draw: Callable[[], Text]) -> None:
+        self.console, self.draw = console, draw
+        self.live = Live(console=console, auto_refresh=False, transient=True)
+        self.said: list[str] = []
+        self.due = 0.0
+
+    def __enter__(self) -> Pane:
+        with self._tolerant():
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._tolerant():
+            self._print()
+        with self._tolerant():
+            self.live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays, with the next drawing or at the end."""
+        self.said.append(text)
+        self.move()
+
+    def move(self) -> None:
+        """Draw anew, where it is time to."""
+        begun = time.monotonic()
+        if begun < self.due:
+            return
+        with self._tolerant(), self.console:
+            self._print()
+            self.live.update(self.draw(), refresh=True)
+        now = time.monotonic()
+        self.due = begun + max(PAUSE, (now - begun) / SHARE)
+
+    def _print(self) -> None:
+        if self.said:
+            text, self.said = "\n".join(self.said), []
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.console.quiet = True
+
+
 @final
 class Line(AbstractContextManager["Line"]):
     """A live progress line with the time that is left; in a log, a plain line now and then."""
@@ -46,7 +144,7 @@ class Line(AbstractContextManager["Line"]):
         self.text = ""
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        if console.is_terminal:
+        if is_live(console):
             self.bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),

@@ -22,6 +22,12 @@ def unknown(kind: str, given: str, names: Iterable[str]) -> DemiluneError:
     return DemiluneError(f"unknown {kind} {given!r}: {hint}possible are {', '.join(valid)}")
 
 
+def said(error: BaseException) -> str:
+    """Return in one line what an exception of foreign code says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + lines[0][:200] if lines else ''}"
+
+
 def check_types(value: typing.Any) -> None:
     """Refuse a frozen value whose fields are not of the types declared, or not among the names that are possible."""
     hints = typing.get_type_hints(type(value))

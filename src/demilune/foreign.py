@@ -656,7 +656,7 @@ def _program(path: Path, declared: Declaration, device: torch.device) -> tuple[P
         raise DemiluneError(f"{path} is a program, which runs when it is loaded: give --trust if you trust its origin")
     _check_same(path, declared)
     try:
-        with _quiet():
+        with quiet():
             if kind == "torchscript":
                 return Program(torch.jit.load(str(path), map_location=device)), []
             with path.open("rb") as file:  # given a path, torch goes by its ending
@@ -676,7 +676,7 @@ def _program(path: Path, declared: Declaration, device: torch.device) -> tuple[P
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep torch from telling that TorchScript is deprecated, and tracebacks of what is refused in one line."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -717,4 +717,4 @@ def _batch(exported: torch.export.ExportedProgram, path: Path, declared: Declara
     return max(1, int(limits.lower)), int(limits.upper) if limits.upper < sys.maxsize else sys.maxsize
 
 
-__all__ = ["Declaration", "Declared", "Program", "Still", "cut_off", "load_declared", "sniff"]
+__all__ = ["Declaration", "Declared", "Program", "Still", "cut_off", "load_declared", "quiet", "sniff"]

@@ -31,6 +31,7 @@ from demilune.models import create
 from demilune.moves import NOTHING, NoMove, Offset, WeightMove
 from demilune.runs import RunFolder, alone, environment, read_json, replacing, write_json
 from demilune.runtime import enough_memory, hardware, peak_memory
+from demilune.track import Tracker, sending
 
 CHUNK = 500
 """Images per forward pass where nothing is learned (validation, batch-norm estimation)."""
@@ -110,8 +111,8 @@ def added(one: Mapping[str, Note], other: Mapping[str, Note]) -> dict[str, Note]
 class Progress(NamedTuple):
     """What the loop tells whoever watches it.
 
-    ``kind``: start (``data``: the estimate), step, epoch (``data``: the metrics line), saved, or end. ``seconds`` is
-    what the latest step took.
+    ``kind``: start (``data``: the estimate), step, epoch (``data``: the metrics and the timing line), saved, or end.
+    ``seconds`` is what the latest step took.
     """
 
     kind: str
@@ -143,18 +144,20 @@ def fit(
     resume: bool = False,
     watch: Callable[[Progress], None] = lambda progress: None,
     stopping: Callable[[], bool] = lambda: False,
+    track: Tracker | None = None,
 ) -> bool:
     """Train, or go on training, in a run folder; return whether the run came to its end.
 
     ``stopping`` is asked after every step; when it says so, a checkpoint is written and False returned. A run that was
     stopped or killed at any moment and resumed ends with the same bits, metrics file included, as one that was not
-    (same machine, versions and number of threads).
+    (same machine, versions and number of threads). ``track`` gets a track.Event per epoch and one at the end.
     Raises DemiluneError when the folder holds another experiment, a run and ``resume`` is False, or data differ; when
     another process is training in it; and when memory does not suffice.
     """
     check_lengths(experiment, dataset)
     device = experiment.runtime.start()
-    with alone(folder.path), enough_memory():
+    told = sending(track, experiment.name, plain(experiment), folder, watch)
+    with alone(folder.path), told as watch, enough_memory():
         return _fit(experiment, dataset.to(device), folder, resume, watch, stopping, device)
 
 
@@ -271,9 +274,10 @@ def _fit(
             clock = saved = time.monotonic()
             seconds, begun = clock - begun, clock
             pace = counted * training.batch / seconds
-            _append(folder.timing, {"epoch": epoch + 1, "seconds": seconds, "images_per_second": pace})
+            timing = {"epoch": epoch + 1, "seconds": seconds, "images_per_second": pace}
+            _append(folder.timing, timing)
             counted = 0
-            watch(Progress("epoch", done, steps, took, line))
+            watch(Progress("epoch", done, steps, took, line | timing))
             if over:
                 break
         # 4. between: a checkpoint now and then, and a way out

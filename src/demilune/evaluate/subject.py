@@ -22,7 +22,7 @@ from demilune.data import Data, Dataset
 from demilune.errors import DemiluneError
 from demilune.evaluate.interview import interview
 from demilune.evaluate.table import is_randomised
-from demilune.experiment import Experiment, build, difference, name_of, plain
+from demilune.experiment import Experiment, build, difference, name_of, plain, stored
 from demilune.foreign import FACTORY, PROGRAMS, Declaration, Declared, Still, cut_off, load_declared
 from demilune.methods import ORIGIN
 from demilune.models import create
@@ -370,6 +370,34 @@ def same_data(checkpoint: Checkpoint, dataset: Dataset) -> tuple[Check, ...]:
         return ()
     text = "the data differ from those of the training: images judged here may have been trained on"
     return (Check("data", "warning", text),)
+
+
+class Network(NamedTuple):
+    """A network alone, in eval mode on the cpu, from images [N, *shape] in [0,1] to logits of the classes."""
+
+    name: str
+    model: nn.Module
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    described: str
+
+
+def network(file: Path) -> Network:
+    """Return the network of a run's checkpoint, whose images need not be there, or of a declared model's folder."""
+    if file.name == DECLARED or file.is_dir():
+        found = opened(file, {"runtime": {"device": "cpu"}})
+        return Network(found.name, found.model, found.dataset.shape, found.dataset.classes, found.architecture)
+    checkpoint = load_run(file)
+    same_run(file, checkpoint)
+    experiment = stored(file, checkpoint.about["experiment"])
+    made = checkpoint.about["data"]
+    return Network(
+        experiment.name,
+        rebuild(file, checkpoint, experiment).eval(),
+        tuple(made["shape"]),
+        tuple(made["classes"]),
+        f"{experiment.model!r}, {described(experiment)}, {checkpoint.about['checkpoint']} checkpoint",
+    )
 
 
 def rebuild(file: Path, checkpoint: Checkpoint, experiment: Experiment) -> torch.nn.Module:
