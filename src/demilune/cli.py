@@ -7,12 +7,13 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from demilune import __version__
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from demilune.experiment import Experiment
     from demilune.results import Evaluation
     from demilune.runs import RunFolder
+    from demilune.track import Tracker
 
 ELSEWHERE = {
     "irat": "it is gairat here",
@@ -264,6 +266,17 @@ def train(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=place, metavar="DIR", help="the run folder to write")
     parser.add_argument("--resume", action="store_true", help="go on with the run in DIR, if it holds one")
+    parser.add_argument(
+        "--track",
+        metavar="TRACKER",
+        help="where an epoch's numbers also go: tensorboard (to DIR/tensorboard), or package.module:callback",
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=("auto", "plain"),
+        help="auto (default): precision, layout and compiling as suits device and network, except what is given as "
+        "--runtime.FIELD or is the paper's own; plain: none of these",
+    )
     loose, given = scan(argv, FLAGS)
     held = None
     if "--resume" in argv and given.get("out") and not loose and "config" not in given:
@@ -279,45 +292,91 @@ def train(argv: Sequence[str]) -> int:
     resume = "resume" in options
     if experiment is None:
         raise DemiluneError("no preset was named: demilune list presets shows them (or give --config FILE)")
+    track = None
+    if "track" in options:
+        from demilune.track import tracker_of
+
+        track = tracker_of(options.track)
     out = console()
     dataset = experiment.data.mixed()
     announce(experiment, dataset, lambda text: out.print(text, soft_wrap=True))
-    if not fitted(experiment, dataset, folder, resume):
+    experiment, reasons = arranged(experiment, dataset, options, folder)
+    if reasons:
+        chosen = (f"{name} {str(getattr(experiment.runtime, name)).lower()} ({why})" for name, why in reasons.items())
+        out.print(f"runtime: {', '.join(chosen)}", soft_wrap=True)
+    if not fitted(experiment, dataset, folder, resume, track, reasons):
         out.print(f"stopped and saved: go on with `demilune train --resume --out {folder.path}`", soft_wrap=True)
         return 130
     out.print(f"done: `demilune evaluate {folder.path}` attacks it", soft_wrap=True)
     return 0
 
 
-def fitted(experiment: Experiment, dataset: Dataset, folder: RunFolder, resume: bool) -> bool:
-    """Train under a progress line until the end or Ctrl-C; return whether the run came to its end."""
-    from demilune.console import Line, console, duration, percent, size
-    from demilune.train import Progress, fit
+def arranged(
+    experiment: Experiment, dataset: Dataset, options: argparse.Namespace, folder: RunFolder
+) -> tuple[Experiment, Mapping[str, str]]:
+    """Return the experiment with the runtime that suits this device, and for each field chosen here, why.
 
-    out = console()
+    A run that is there already keeps its own, and so does what was asked for by name; a paper's preset its precision.
+    """
+    from demilune.automatic import choose
+    from demilune.presets import OURS, PRESETS
+    from demilune.runtime import Runtime
+
+    mine = experiment.runtime
+    said = {name.removeprefix("runtime.") for name in vars(options) if name.startswith("runtime.")}
+    if "resume" in options and folder.experiment.exists():
+        held = checkpoint_experiment(folder.path).runtime
+        kept = dataclasses.replace(held, **{name: getattr(mine, name) for name in said})
+        return dataclasses.replace(experiment, runtime=kept), {}
+    if getattr(options, "runtime", "auto") == "plain":
+        plain = Runtime(device=mine.device, threads=mine.threads, deterministic=mine.deterministic)
+        plain = dataclasses.replace(plain, **{name: getattr(mine, name) for name in said})
+        return dataclasses.replace(experiment, runtime=plain), {}
+    if "preset" in options and options.preset and PRESETS[options.preset].paper != OURS:
+        said.add("precision")
     steps, _ = experiment.training.lengths(len(dataset.train), dataset.extra_share)
-    with interruptible() as stopping, Line(out, steps) as line:
+    runtime, reasons = choose(experiment, dataset.shape, len(dataset.classes), said, steps)
+    return dataclasses.replace(experiment, runtime=runtime), reasons
+
+
+def fitted(
+    experiment: Experiment,
+    dataset: Dataset,
+    folder: RunFolder,
+    resume: bool,
+    track: Tracker | None = None,
+    reasons: Mapping[str, str] = MappingProxyType({}),
+) -> bool:
+    """Train under a live view until the end or Ctrl-C; return whether the run came to its end.
+
+    In a log it is plain lines. When the terminal goes away, training goes on.
+    """
+    from demilune.console import console, outliving
+    from demilune.train import Progress, fit
+    from demilune.watch import Watcher
+
+    training = experiment.training
+    steps, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
+
+    def rate(step: int) -> float:
+        return experiment.schedule.at(step, steps)
+
+    view = Watcher(console(), folder, experiment.name, steps, per_epoch, training.batch, rate)
+    gone = (
+        f"the terminal went away, training goes on: `demilune watch {folder.path}` shows it, "
+        f"`kill {os.getpid()}` stops and saves it"
+    )
+    with interruptible() as stopping, outliving(gone), view:
 
         def watch(event: Progress) -> None:
             if event.kind == "start":
-                seconds, memory = event.data["seconds"], event.data["bytes"]
-                line.first = line.done = event.step
-                line.begun = time.monotonic()
-                line.say(f"{event.steps - event.step} steps to go: about {duration(seconds)}, {size(memory)} of memory")
+                view.begin(event.step, event.data["seconds"], event.data["bytes"])
             elif event.kind == "step":
-                line.move(event.step, experiment.name)
+                view.move(event.step, event.seconds)
             elif event.kind == "epoch":
-                data = event.data
-                line.say(
-                    f"epoch {data['epoch']:>3}  rate {data['rate']:.4f}  loss {data['loss']:.4f}  "
-                    f"above floor {data['excess']:.4f}  clean {percent(data['clean'])}  "
-                    f"robust {percent(data['robust'])}{'  best' if data['best'] else ''}"
-                    f"  {duration(line.left())} left"
-                )
-                if data["alarm"]:
-                    line.say(f"ALARM: {data['alarm']}")
+                view.close_epoch(event.data)
 
-        return fit(experiment, dataset, folder, resume, watch, stopping)
+        return fit(experiment, dataset, folder, resume, watch, stopping, track, reasons)
 
 
 def announce(experiment: Experiment, dataset: Dataset, say: Callable[[str], None]) -> None:
@@ -356,6 +415,26 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def watch(argv: Sequence[str]) -> int:
+    """``demilune watch RUN``."""
+    parser = command_parser(
+        "watch",
+        "RUN [--once]",
+        "Show how far a run is, from its folder: what it costs, what it reaches, when it ends. Waits for a folder that "
+        "is not there yet; ends with the run, or with Ctrl-C, which the run does not notice.",
+    )
+    parser.add_argument("run", type=place, metavar="RUN", help="the folder given to `demilune train --out`")
+    parser.add_argument("--once", action="store_true", help="show how it stands, and end")
+    options = parser.parse_args(argv)
+
+    from demilune.console import console
+    from demilune.runs import RunFolder
+    from demilune.watch import follow
+
+    follow(RunFolder(Path(options.run)), console(), once="once" in options)
+    return 0
 
 
 # --- stationary ------------------------------------------------------------------------------------------------------
@@ -552,10 +631,11 @@ def doctor(argv: Sequence[str]) -> int:
     budget: Budget = getattr(options, "budget", "quick")
     from demilune.evaluate.assess import Request
     from demilune.evaluate.doctor import IMAGES, Budget, attacks, omitted
+    from demilune.evaluate.interview import raised
 
     def request(subject: Subject) -> Request:
         given = common(options)
-        named = attacks(budget, subject.ball, bool(given["sources"]), subject.randomised())
+        named = attacks(budget, subject.ball, bool(given["sources"]), raised(subject.asked, "randomised"))
         left = omitted(budget, subject.ball)
         return Request(attacks=named, usual=IMAGES[budget], kind=f"doctor-{budget}", omitted=left, **given)
 
@@ -591,7 +671,7 @@ def curves(argv: Sequence[str]) -> int:
     frost, corrupted = getattr(options, "frost", ""), getattr(options, "corrupted", "")
     for file in subjects(options):
         with interruptible() as stopping, enough_memory():
-            subject = opened(file, request.settings)
+            subject = opened(file, request.settings).interviewed()
             if "corruptions" in only:  # before hours of other kinds
                 corruptions(subject, request, frost, corrupted)
             for kind in only:
@@ -710,7 +790,7 @@ def run_all(options: argparse.Namespace, request: Callable[[Subject], Request], 
 
     for file in subjects(options):
         with interruptible() as stopping, enough_memory():
-            subject = opened(file, common(options)["settings"])
+            subject = opened(file, common(options)["settings"]).interviewed()
             asked = request(subject)
             entries = entries_of(subject, asked)
             count = len(chosen_images(subject.dataset, asked))
@@ -877,6 +957,47 @@ def report(argv: Sequence[str]) -> int:
     return 0
 
 
+def compare(argv: Sequence[str]) -> int:
+    """``demilune compare RUN…``."""
+    parser = command_parser(
+        "compare",
+        "RUN RUN… [--row NAME] [--baseline RUN] [--out FILE.json|.csv|.md]",
+        "Say which of several evaluated networks is better, by the images on which they disagree: differences with "
+        "McNemar's paired error, and the exact test, corrected for the number of pairs (Holm).",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or evaluation files")
+    parser.add_argument(
+        "--row", metavar="NAME", help="the attack, as an evaluation names it (default: the strongest that all ran)"
+    )
+    parser.add_argument("--baseline", type=place, metavar="RUN", help="compare each with this one (default: all pairs)")
+    parser.add_argument("--out", type=place, metavar="FILE", help="a .json, .csv or .md to write besides")
+    options = parser.parse_args(argv)
+    from rich.table import Table
+
+    from demilune.comparison import check, write
+    from demilune.comparison import compare as compared
+    from demilune.console import console
+
+    target = Path(options.out) if "out" in options else None
+    if target is not None:
+        check(target)
+    baseline = Path(options.baseline) if "baseline" in options else None
+    found = compared([Path(path) for path in options.runs], getattr(options, "row", ""), baseline)
+    numbers = found.numbers()
+    table = Table(title=found.caption, title_justify="left")
+    for i, head in enumerate(numbers.head):
+        table.add_column(head, justify="left" if i < 2 else "right", no_wrap=i >= 2, overflow="fold")
+    for line in numbers.lines:
+        table.add_row(*line)
+    out = console(width=80)  # narrower, the numbers themselves would be cut
+    out.print(table)
+    out.print(numbers.note, *found.readings(), sep="\n", soft_wrap=True, highlight=False)
+    if target is not None:
+        write(found, target)
+        print(f"written: {target}")
+    return 0
+
+
 def list_(argv: Sequence[str]) -> int:
     """``demilune list KIND``."""
     parser = command_parser(
@@ -1020,6 +1141,7 @@ def completion(argv: Sequence[str]) -> int:
 
 COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a network, or go on training it"),
+    "watch": (watch, "show how far a run is, from another terminal"),
     "stationary": (stationary, "train once per range of losses that perturb the weights, and compare (RWP)"),
     "evaluate": (evaluate, "attack a trained network, ours or anyone's, and tell who survived"),
     "doctor": (doctor, "say whether to believe a network's robust accuracy, and why"),
@@ -1030,6 +1152,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "label": (label, "give images pseudo-labels with a trained network, to train on besides (RST)"),
     "reproduce": (reproduce, "run a paper's table or figure, and set what comes out beside it"),
     "ledger": (ledger, "keep what was measured: list, record, run what is worth most, write the results"),
+    "compare": (compare, "say which networks are better than others, by the same images"),
     "report": (report, "draw runs into one HTML file, with tables and figures"),
     "list": (list_, "list methods, moves, attacks, models, data, schedules, averages, presets"),
     "show": (show, "print a preset with all its fields"),

@@ -27,6 +27,7 @@ def downloaded(argv: Sequence[str]) -> list[str]:
 
     home = given.get("home", "")
     folder = fetch(loose[0].removeprefix(HUB), Path(home) if home else None)
+    print(f"{loose[0]}: fetched to {folder}", flush=True)
     words[words.index(loose[0])] = str(folder)
     kept, skipping = list[str](), False
     for word in words:
@@ -120,7 +121,10 @@ def _push(argv: Sequence[str]) -> int:
             "--licence is missing: say under which licence others may use the weights, as --licence mit, cc-by-4.0, "
             "or other; what you trained on may leave no choice"
         )
-    from demilune.hub import dressed, push
+    from demilune.hub import dressed, places, push
+
+    def remark(line: str) -> None:
+        print(f"look: {line}", flush=True)
 
     folder = Path(options.run)
     checkpoint = getattr(options, "checkpoint", "best")
@@ -128,9 +132,12 @@ def _push(argv: Sequence[str]) -> int:
         out = Path(options.dry_run)
         for name in dressed(folder, options.repo, options.licence, checkpoint, out):
             print(f"written: {out / name}")
+        for line in places(out):
+            remark(line)
         print("nothing was uploaded")
         return 0
-    print(f"uploaded: {push(folder, options.repo, options.licence, checkpoint, 'private' in options)}")
+    done = push(folder, options.repo, options.licence, checkpoint, "private" in options, remark)
+    print(f"uploaded: {done}; `demilune hub pull {done}` fetches it")
     return 0
 
 

@@ -42,17 +42,22 @@ complete -o default -F _demilune demilune
 def candidates(command: str) -> list[str]:
     """Return what can follow a command: presets, names, and the options of every class there is."""
     if command in ("train", "show", "stationary"):
-        extra = {"train": ["--out", "--resume"], "stationary": ["--out", "--ranges"]}.get(command, [])
+        extra = {"train": ["--out", "--resume", "--track"], "stationary": ["--out", "--ranges"]}.get(command, [])
         return [*PRESETS, "--config", "--name", "--seed", *extra, *(f"--{s}" for s in VARIANTS), *fields()]
     if command == "evaluate":
         own = ["attacks", "checkpoint", "limit", "split", "batch", "step_ratio", "seed", "out"]
         mine = ("--data.", "--ball.", "--runtime.")
         return [f"--{name}" for name in own] + [name for name in fields() if name.startswith(mine)]
+    if command == "watch":
+        return ["--once"]
     if command == "label":
         return ["--images", "--out", "--checkpoint", "--batch"]
-    return {"list": list(LISTS), "data": [*VARIANTS["data"], "--download", "--root", "--url"], "report": ["--out"]}.get(
-        command, ["bash", "zsh", "fish"]
-    )
+    return {
+        "list": list(LISTS),
+        "data": [*VARIANTS["data"], "--download", "--root", "--url"],
+        "report": ["--out"],
+        "compare": ["--row", "--baseline", "--out"],
+    }.get(command, ["bash", "zsh", "fish"])
 
 
 def fields() -> list[str]:

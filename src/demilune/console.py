@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import sys
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import Any, final
 
@@ -77,6 +77,53 @@ def is_live(console: Console) -> bool:
         return False
 
 
+def silence(console: Console) -> None:
+    """Send what is still to be printed nowhere."""
+    console.quiet = True
+    with suppress(OSError, ValueError):  # it has no file of its own, or it was closed
+        _to_nowhere(console.file.fileno())
+
+
+def _to_nowhere(handle: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, handle)
+    os.close(nowhere)
+
+
+@contextmanager
+def _tolerant(console: Console) -> Iterator[None]:
+    """Go on in silence where a terminal went away, or the disk of a log is full: no work is lost for that."""
+    try:
+        yield
+    except OSError:
+        silence(console)
+
+
+@contextmanager
+def outliving(remark: str) -> Iterator[None]:
+    """Go on when the terminal goes away (SIGHUP), with ``remark`` for a log; where nohup has seen to it, as ever.
+
+    What reads from or prints to the terminal that is gone is given nothing, and says it to nobody.
+    """
+
+    def hung_up(number: int, frame: object) -> None:
+        for handle in terminals:
+            _to_nowhere(handle)
+        with suppress(OSError):
+            os.write(2, f"warning: {remark}\n".encode())  # print could be in the middle of another line
+
+    number = getattr(signal, "SIGHUP", None)  # Windows has none
+    terminals = [handle for handle in (0, 1, 2) if os.isatty(handle)]  # one that is gone does not look like one
+    if number is None or signal.getsignal(number) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(number, hung_up)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @final
 class Pane(AbstractContextManager["Pane"]):
     """Some lines at the foot of a terminal that are drawn anew; what is said stays above them.
@@ -93,16 +140,16 @@ class Pane(AbstractContextManager["Pane"]):
         self.due = 0.0
 
     def __enter__(self) -> Pane:
-        with self._tolerant():
+        with _tolerant(self.console):
             self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._tolerant():
+        with _tolerant(self.console):
             self._print()
-        with self._tolerant():
+        with _tolerant(self.console):
             self.live.stop()
 
     def say(self, text: str) -> None:
@@ -115,7 +162,7 @@ class Pane(AbstractContextManager["Pane"]):
         begun = time.monotonic()
         if begun < self.due:
             return
-        with self._tolerant(), self.console:
+        with _tolerant(self.console), self.console:
             self._print()
             self.live.update(self.draw(), refresh=True)
         now = time.monotonic()
@@ -125,13 +172,6 @@ class Pane(AbstractContextManager["Pane"]):
         if self.said:
             text, self.said = "\n".join(self.said), []
             self.console.print(text, highlight=False, soft_wrap=True)
-
-    @contextmanager
-    def _tolerant(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            self.console.quiet = True
 
 
 @final
@@ -155,7 +195,8 @@ class Line(AbstractContextManager["Line"]):
 
     def __enter__(self) -> Line:
         if self.bar is not None:
-            self.bar.start()
+            with _tolerant(self.console):
+                self.bar.start()
             self.task = self.bar.add_task("", total=self.total, completed=self.done, note="")
         return self
 
@@ -163,7 +204,8 @@ class Line(AbstractContextManager["Line"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with _tolerant(self.console):
+                self.bar.stop()
 
     def left(self) -> float:
         """Return the seconds that are left at the pace so far."""
@@ -182,7 +224,8 @@ class Line(AbstractContextManager["Line"]):
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        with _tolerant(self.console):
+            self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def console(stream: Any = None, width: int = 1) -> Console:
@@ -192,13 +235,7 @@ def console(stream: Any = None, width: int = 1) -> Console:
     """
     made = Console(file=stream, markup=False)  # names may have brackets
 
-    def go_on() -> None:
-        made.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-
-    made.on_broken_pipe = go_on  # type: ignore[method-assign]
+    made.on_broken_pipe = lambda: silence(made)  # type: ignore[method-assign]
     if made.width < width:
         made.width = width if width > 1 else 80  # a width of 0 would print nothing
     return made

@@ -325,7 +325,7 @@ def flags(evidence: Evidence) -> Finding:
 
 OUTCOMES = ("pass", "fail", "inconclusive", "not examined")
 
-FLAGS = ("probabilities", "zero gradient", "no gradient", "batch")
+FLAGS = ("probabilities", "zero gradient", "no gradient", "batch", "dynamic")
 """Names of an evaluation's checks that make gradients, or verdicts, say little of a model."""
 
 

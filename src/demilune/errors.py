@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import types
 import typing
 from collections.abc import Iterable
@@ -26,6 +27,20 @@ def said(error: BaseException) -> str:
     """Return in one line what an exception of foreign code says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}{': ' + lines[0][:200] if lines else ''}"
+
+
+def needed(extra: str, module: str, misfit: str = "") -> typing.Any:
+    """Return a module of an optional extra; refuses where it is not installed, or does not import.
+
+    ``misfit`` is the remedy for the second.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a package that does not fit the others may fail in any way
+        install = f"pip install 'demilune[{extra}]'"
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            raise DemiluneError(f"{module} is not installed: {install}") from None
+        raise DemiluneError(f"{module} does not import ({said(error)}): {misfit or install}") from None
 
 
 def check_types(value: typing.Any) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from demilune.attacks import frozen
 from demilune.core.random import Stream
-from demilune.errors import DemiluneError, said
+from demilune.errors import DemiluneError, needed, said
 from demilune.foreign import quiet
 from demilune.runs import replacing
 
@@ -68,18 +68,8 @@ def check_place(path: Path, form: str, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise DemiluneError(f"{path} is there already: name a new file, or give --overwrite")
     if form == "onnx":
-        needed("onnx", "onnx", "onnxscript")
-
-
-def needed(extra: str, *modules: str) -> None:
-    """Refuse where modules of an optional extra are not installed, or do not import."""
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a package that does not fit the others may fail in any way
-            lacking = isinstance(error, ModuleNotFoundError) and error.name == module
-            why = "is not installed" if lacking else f"does not import ({said(error)})"
-            raise DemiluneError(f"{module} {why}: pip install 'demilune[{extra}]'") from None
+        for module in ("onnx", "onnxscript"):
+            needed("onnx", module)
 
 
 def export(
@@ -233,4 +223,4 @@ _READERS: Mapping[str, Callable[[Path], Callable[[Tensor], Tensor] | None]] = {
     "torchscript": _run_torchscript,
 }
 
-__all__ = ["BATCHES", "FORMS", "TOLERANCE", "Exported", "check_place", "export", "needed"]
+__all__ = ["BATCHES", "FORMS", "TOLERANCE", "Exported", "check_place", "export"]

@@ -2,6 +2,7 @@
 
 A factory is the user's own code and is imported. A file is data: weights come from safetensors, or through torch's
 reader that admits tensors alone. Files that are programs (torch.export, TorchScript) are run only where trusted.
+timm:NAME and torchvision:NAME are networks of those libraries, which fetch the weights that they publish themselves.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from importlib import metadata
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
@@ -32,7 +34,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from demilune.errors import DemiluneError, check_types, unknown
+from demilune.errors import DemiluneError, check_types, needed, said, unknown
 
 Kind = Literal["safetensors", "checkpoint", "torchscript", "export"]
 """What a file is found to be, from its bytes: weights in two formats, programs in two."""
@@ -43,6 +45,9 @@ FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 PROGRAMS = (".pt2", ".pt", ".pth", ".ts", ".jit", ".torchscript")
 """How the names of files end that hold a program; one that is there may be called anything."""
 
+LIBRARIES = ("timm", "torchvision")
+"""Libraries whose networks are named LIBRARY:NAME, or LIBRARY:NAME.TAG where published weights are meant."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,8 @@ class Declaration:
 
     Images x in [0,1] reach it as (x·(high - low) + low - mean)/std; attacks act before, so ε is in pixels of [0,1].
 
-    model: package.module:function that makes the network, or the path of a torch.export or TorchScript file
+    model: package.module:function that makes the network, timm:NAME or torchvision:NAME, or the path of a torch.export
+        or TorchScript file
     classes: number of classes, one logit each
     channels: channels of an image
     weights: file of the weights (safetensors, or a state dict saved by torch), null where the function fills them in
@@ -62,6 +68,7 @@ class Declaration:
     mean: one number a channel; empty where nothing is subtracted, or the network does so itself
     std: one number a channel, likewise
     trust: let the file of a program run
+    pretrained: fill in the weights that timm or torchvision publish under the name
     """
 
     model: str
@@ -75,11 +82,20 @@ class Declaration:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     trust: bool = False
+    pretrained: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
         if not self.model.strip() or (self.weights is not None and not self.weights.strip()):
             raise DemiluneError("a model was declared by an empty name: give package.module:function, or a file")
+        if self.pretrained and not self.library:
+            raise DemiluneError(
+                f"pretrained weights are of timm:NAME or torchvision:NAME, and the model is {self.model!r}: name a "
+                "file of weights, or let its function fill them in"
+            )
+        if self.library and self.pretrained == (self.weights is not None):
+            told = "both published weights and a file" if self.pretrained else "no weights"
+            raise DemiluneError(f"{self.model} is declared with {told}: give --weights FILE or --pretrained")
         if self.classes < 2 or self.channels < 1:
             raise DemiluneError(
                 f"classes = {self.classes}, channels = {self.channels}: they must be at least 2 and 1 (a network of "
@@ -100,6 +116,12 @@ class Declaration:
             raise DemiluneError(f"std = {self.std}: positive numbers were expected")
         if self.weights_sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", self.weights_sha256):
             raise DemiluneError(f"weights_sha256 = {self.weights_sha256[:80]!r}: 64 hexadecimal digits were expected")
+
+    @property
+    def library(self) -> str:
+        """The library that the network is one of by its name, or nothing."""
+        library, colon, _ = self.model.partition(":")
+        return library if colon and library in LIBRARIES else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -224,7 +246,9 @@ def load_declared(declared: Declaration, device: torch.device | str = "cpu") -> 
             raise DemiluneError(f"{path} is to be a program, which has its weights: leave {declared.weights} out")
         net, notes = _program(path, declared, torch.device(device))
     else:
-        net = _made(declared.model)
+        net = _by_name(declared) if declared.library else _made(declared.model)
+        if declared.pretrained:
+            notes = [f"{declared.model}: its weights as {declared.library} publishes them"]
         if declared.weights is not None:
             file = Path(declared.weights).expanduser()
             notes = _fill(net, _read(file, declared), file, declared)
@@ -239,7 +263,7 @@ def _path(declared: Declaration) -> Path | None:
     if colon and module.endswith(".py"):
         better = ".".join(part for part in Path(module.removesuffix(".py")).parts if part not in ("/", "."))
         raise DemiluneError(f"model {declared.model!r}: write {better}:{name or 'function'}, as in an import")
-    if FACTORY.fullmatch(declared.model) and not os.path.lexists(path):
+    if (declared.library or FACTORY.fullmatch(declared.model)) and not os.path.lexists(path):
         return None
     if not os.path.lexists(path) and path.suffix not in PROGRAMS:
         raise DemiluneError(
@@ -282,6 +306,133 @@ def _made(spec: str) -> nn.Module:
                 f"model {spec!r} returned a network without values in {name}: make it on the cpu, and run it on an "
                 "image once where it has lazy layers"
             )
+    return net.float().eval()
+
+
+# Networks of timm and torchvision
+
+
+class Published(NamedTuple):
+    """What a library says of published weights: its name for them in full, and what they take and tell apart."""
+
+    model: str
+    classes: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def published(model: str, classes: int, channels: int) -> Published:
+    """Return what timm or torchvision says of the weights it publishes under a name, LIBRARY:NAME or LIBRARY:NAME.TAG.
+
+    Nothing is fetched. Raises DemiluneError where the library is missing or does not fit torch, where it has no such
+    network, or no weights of it, and where these are of other numbers of classes and channels.
+    """
+    library, _, spec = model.partition(":")
+    found = _library(library)
+    name, _, tag = spec.partition(".")
+    with quiet():
+        _check_known(library, found, name)
+        says = _timm_says(found, spec) if library == "timm" else _torchvision_says(found, name, tag)
+    if (says.classes, says.channels) != (classes, channels):
+        raise DemiluneError(
+            f"the published weights of {says.model} take {says.channels} channels and tell {says.classes} classes "
+            f"apart, not {channels} and {classes}: name images of theirs, or give weights that were trained for "
+            "these, --weights FILE"
+        )
+    return says
+
+
+def _library(name: str) -> Any:
+    """Import a library of networks; refuses a torchvision, which timm needs as well, of another torch."""
+    try:
+        given = metadata.version("torchvision")
+    except metadata.PackageNotFoundError:
+        given = "of an unknown version"
+    misfit = (
+        f"torchvision {given} is not for torch {torch.__version__}: pip uninstall torchvision, then pip install "
+        f"torch=={torch.__version__.partition('+')[0]} torchvision, from the index that this torch is from"
+    )
+    with quiet():
+        needed("vision", "torchvision", misfit)
+        return needed("vision", name)
+
+
+def _names(library: str, found: Any) -> list[str]:
+    names = found.list_models() if library == "timm" else found.models.list_models(module=found.models)
+    return [str(name) for name in names]
+
+
+def _check_known(library: str, found: Any, name: str) -> None:
+    names = _names(library, found)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        listed = "timm.list_models()" if library == "timm" else "torchvision.models.list_models()"
+        raise DemiluneError(f"{library} has no network {name!r}: {hint}{listed} names its {len(names)}")
+
+
+def _timm_says(timm: Any, spec: str) -> Published:
+    name, _, tag = spec.partition(".")
+    try:
+        config = timm.get_pretrained_cfg(spec)
+    except RuntimeError:  # of a tag that there is not
+        tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{name}.*")]
+        raise unknown(f"weights of timm's {name}", tag, tags) from None
+    if config is None or not config.has_weights:
+        raise DemiluneError(f"timm publishes no weights of {spec}: give your own, --weights FILE")
+    return Published(
+        f"timm:{name}{'.' if config.tag else ''}{config.tag or ''}",
+        int(config.num_classes),
+        int(config.input_size[0]),
+        tuple(map(float, config.mean)),
+        tuple(map(float, config.std)),
+    )
+
+
+def _torchvision_says(torchvision: Any, name: str, tag: str) -> Published:
+    kinds = torchvision.models.get_model_weights(name)
+    tags = [one.name for one in kinds]
+    if tag and tag not in tags:
+        raise unknown(f"weights of torchvision's {name}", tag, tags)
+    if not tags:
+        raise DemiluneError(f"torchvision publishes no weights of {name}: give your own, --weights FILE")
+    chosen = kinds[tag] if tag else kinds.DEFAULT
+    way = chosen.transforms()
+    mean, std = tuple(map(float, way.mean)), tuple(map(float, way.std))
+    return Published(f"torchvision:{name}.{chosen.name}", len(chosen.meta["categories"]), len(mean), mean, std)
+
+
+def _by_name(declared: Declaration) -> nn.Module:
+    """Make a network of timm or torchvision, with the weights it publishes where they were declared."""
+    library, spec = declared.library, declared.model.partition(":")[2]
+    name, _, tag = spec.partition(".")
+    found = _library(library)
+    if declared.pretrained:
+        published(declared.model, declared.classes, declared.channels)
+    else:
+        with quiet():
+            _check_known(library, found, name)
+    if library == "torchvision" and declared.channels != 3:
+        raise DemiluneError(
+            f"torchvision's networks take 3 channels, the images have {declared.channels}: name a function that makes "
+            "the network, as package.module:function"
+        )
+    with quiet(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        try:
+            if library == "timm":
+                channels = {} if declared.channels == 3 else {"in_chans": declared.channels}
+                net = found.create_model(spec, pretrained=declared.pretrained, num_classes=declared.classes, **channels)
+            elif declared.pretrained:
+                net = found.models.get_model(name, weights=tag or "DEFAULT")
+            else:
+                net = found.models.get_model(name, weights=None, num_classes=declared.classes)
+        except Exception as error:  # the network may be down, and a stranger's constructor fails in any way
+            remedy = "check the network, or give a file, --weights FILE" if declared.pretrained else "name another"
+            raise DemiluneError(f"{library} could not make {spec} ({said(error)}): {remedy}") from error
+    if not isinstance(net, nn.Module):
+        raise DemiluneError(f"{library} made {_a(net)} of {spec}: name another network")
     return net.float().eval()
 
 
@@ -717,4 +868,16 @@ def _batch(exported: torch.export.ExportedProgram, path: Path, declared: Declara
     return max(1, int(limits.lower)), int(limits.upper) if limits.upper < sys.maxsize else sys.maxsize
 
 
-__all__ = ["Declaration", "Declared", "Program", "Still", "cut_off", "load_declared", "quiet", "sniff"]
+__all__ = [
+    "LIBRARIES",
+    "Declaration",
+    "Declared",
+    "Program",
+    "Published",
+    "Still",
+    "cut_off",
+    "load_declared",
+    "published",
+    "quiet",
+    "sniff",
+]

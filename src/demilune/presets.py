@@ -58,6 +58,8 @@ EARLY, WARM = Piecewise(first=0.495, second=0.745), 9
 LINF, L2 = Ball("linf", 8 / 255), Ball("l2", 128 / 255)
 EXTRA = Extra("ti_500K_pseudo_labeled.npz")
 FAST = Runtime(channels_last=True)
+OURS = "–"
+"""What stands for the paper of a preset that is of none; only such a one's precision may be chosen by the device."""
 
 
 def _rows(attack: PGD, kl: KLPGD, epochs: int) -> Iterator[Row]:
@@ -97,7 +99,7 @@ def _digits() -> Iterator[tuple[str, Preset]]:
             f"digits-{name}", Digits(), Small(), method, Ball("linf", 0.15), move, Triangular(), training=training,
             runtime=FAST,
         )  # fmt: skip
-        yield experiment.name, Preset(experiment, "–", "embedded 8×8 digits, ε = 0.15, α = ε/4: the demonstration")
+        yield experiment.name, Preset(experiment, OURS, "embedded 8×8 digits, ε = 0.15, α = ε/4: the demonstration")
 
 
 def _mnist() -> Iterator[tuple[str, Preset]]:
@@ -251,11 +253,11 @@ def _short() -> Iterator[tuple[str, Preset]]:
                     name, data, PreActResNet18(), method, LINF, move, schedule,
                     training=Training(epochs=epochs, weight_decay=5e-4), runtime=FAST,
                 )  # fmt: skip
-                yield name, Preset(experiment, "–", f"our short schedule {short.upper()}")
+                yield name, Preset(experiment, OURS, f"our short schedule {short.upper()}")
                 if isinstance(data, CIFAR10) and isinstance(method, TRADES) and not isinstance(move, Gaussian):
                     rst = name.replace("trades", "rst")
                     mixed = replace(experiment, name=rst, data=CIFAR10(extra=EXTRA))
-                    yield rst, Preset(mixed, "–", f"TRADES on mixed data; our short schedule {short.upper()}")
+                    yield rst, Preset(mixed, OURS, f"TRADES on mixed data; our short schedule {short.upper()}")
 
 
 def _fast() -> Iterator[tuple[str, Preset]]:
@@ -284,4 +286,4 @@ def _all() -> dict[str, Preset]:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(_all())
 
-__all__ = ["PRESETS", "SHORT", "Preset"]
+__all__ = ["OURS", "PRESETS", "SHORT", "Preset"]

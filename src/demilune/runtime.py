@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import resource
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -26,6 +27,7 @@ class Runtime:
     device: auto (cuda where there is one, else cpu), cpu, or cuda, cuda:1, …
     precision: of training and of searching for adversarial images; verdicts are always given in float32
     channels_last: keep images as NHWC in memory, faster for convolutions on most hardware
+    compile: let torch.compile fuse the passes of a training step (fixed shapes; other bits than without)
     deterministic: only algorithms that give the same bits every time (cpu: always so at one number of threads)
     threads: processor threads, 0 for torch's own choice; the number is part of what fixes the bits
     """
@@ -33,6 +35,7 @@ class Runtime:
     device: str = "auto"
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
+    compile: bool = False
     deterministic: bool = True
     threads: int = 0
 
@@ -42,6 +45,10 @@ class Runtime:
         check_types(self)
         if not 0 <= self.threads <= 1024:
             raise DemiluneError(f"threads = {self.threads}: it must be 0 (torch's own choice) or more, up to 1024")
+        if self.device == "mps":
+            raise DemiluneError(
+                "device 'mps': Apple's GPU is not supported (torch has no deterministic algorithms there); use cpu"
+            )
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device):
             raise DemiluneError(f"device {self.device!r}: possible are auto, cpu, cuda, cuda:N")
 
@@ -62,12 +69,23 @@ class Runtime:
         device = torch.device(name)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise DemiluneError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+        if self.compile and compiler(device) is None:
+            raise DemiluneError(
+                "compile: no C++ compiler is found, which torch.compile needs: install one (g++ or clang++, or name "
+                "it in CXX), or leave out --runtime.compile"
+            )
         return device
 
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Return the model on the device in this layout."""
         model = model.to(device)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
+
+    def compiled(self, model: nn.Module) -> nn.Module:
+        """Return the model, to be compiled at its first passes where that was asked for; it stays the same module."""
+        if self.compile:
+            model.compile(dynamic=False)
+        return model
 
     def layout(self, x: Tensor) -> Tensor:
         """Return images [N,C,H,W] in this layout."""
@@ -89,6 +107,47 @@ class Runtime:
                 return model(x)
 
         return forward
+
+
+def eager() -> AbstractContextManager[object]:
+    """Return the context in which a compiled model runs as it is written: for batches of many sizes."""
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def compiler(device: torch.device) -> str | None:
+    """Return the C++ compiler that torch.compile would use, None where there is none."""
+    named = os.environ.get("CXX")
+    found = map(shutil.which, [named] if named else ["g++", "clang++", "c++"])
+    return next((path for path in found if path), None)
+
+
+def low_precision(device: torch.device) -> str | None:
+    """Return by which instructions a device multiplies in bf16, None where it has none and would emulate it."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"compute capability {major}.{minor}" if major >= 8 else None
+    # torch.cpu.get_capabilities says the same in newer versions only.
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else None
+
+
+def hazard(net: nn.Module, device: torch.device) -> str | None:
+    """Return why a network must not be trained with channels last on a device; None where it may.
+
+    oneDNN's gradient in the weights of a strided 1×1 convolution of 2 to 7 channels writes past its memory with AVX2
+    (seen in torch 2.13: oneDNN's issue 6035); with AVX-512 it does not.
+    """
+    if device.type != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability():
+        return None
+    for layer in net.modules():
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        if layer.kernel_size == (1, 1) and layer.stride != (1, 1) and 2 <= layer.in_channels < 8:
+            narrow = f"strided 1×1 convolutions of {layer.in_channels} channels (2 to 7)"
+            return f"torch corrupts memory in {narrow} on this CPU"
+    return None
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -87,25 +87,6 @@ class Told(Protocol):
 Seen = TypeVar("Seen", bound=Told)
 
 
-def _warn(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def guarded(trackers: Mapping[str, Tracker], say: Callable[[str], object] = _warn) -> Tracker:
-    """Return one tracker that tells all and never raises: one of them that does is dropped, with a line to ``say``."""
-    standing = dict(trackers)
-
-    def send(event: Event) -> None:
-        for name, one in list(standing.items()):
-            try:
-                one(event)
-            except (Exception, SystemExit) as error:  # what a user's code may raise is anything
-                del standing[name]
-                say(f"warning: the tracker {name} failed ({said(error)}): it is told no more, the run goes on")
-
-    return send
-
-
 @contextlib.contextmanager
 def sending(
     track: Tracker | None,
@@ -117,42 +98,52 @@ def sending(
     """Give what the loop is to tell its events to: ``watch``, and then the tracker.
 
     A run that is resumed tells of the epochs trained from there on, and of no earlier one. A run that had ended already
-    tells nothing. A second Ctrl-C, which stops at once, sends no end.
+    tells nothing. A second Ctrl-C, which stops at once, sends no end. A tracker that raises is told no more.
     """
     if track is None:
         yield watch
         return
-    send = guarded({getattr(track, "__qualname__", type(track).__qualname__): track})
+    tracker: Tracker | None = track
     fields = MappingProxyType({name: tuple(v) if isinstance(v, list) else v for name, v in flat(experiment).items()})
-    latest: Event | None = None  # none before the run began
-    ended = False
+    epoch, step, steps = -1, 0, 0  # epoch -1: the run did not begin
+    outcome: Literal["finished", "stopped", "failed"] = "stopped"
+
+    def send(event: Event) -> None:
+        nonlocal tracker
+        if tracker is None:
+            return
+        try:
+            tracker(event)
+        except (Exception, SystemExit) as error:  # what a user's code may raise is anything
+            tracker = None
+            remark = ": it is told no more, training goes on" if event.kind == "epoch" else " at the end of the run"
+            with contextlib.suppress(OSError):  # nobody there to read it
+                print(f"warning: the tracker failed ({said(error)}){remark}", file=sys.stderr)
 
     def told(progress: Seen) -> None:
-        nonlocal latest, ended
+        nonlocal epoch, step, steps, outcome
         watch(progress)
         step, steps = progress.step, progress.steps
         if progress.kind == "start":
             epoch = len(folder.read_metrics())
-            latest = Event("end", run, folder.path, epoch, step, steps, experiment=fields)
         elif progress.kind == "epoch":
             line = progress.data
-            latest = Event("end", run, folder.path, line["epoch"], step, steps, experiment=fields)
-            numbers, best, alarm = numbers_of(line), bool(line["best"]), line["alarm"]
-            send(Event("epoch", run, folder.path, latest.epoch, step, steps, numbers, best, alarm, "", fields))
+            epoch, best, alarm = line["epoch"], bool(line["best"]), line["alarm"]
+            send(Event("epoch", run, folder.path, epoch, step, steps, numbers_of(line), best, alarm, "", fields))
         elif progress.kind == "end":
-            ended = True
+            outcome = "finished"
 
-    def end(outcome: Literal["finished", "stopped", "failed"]) -> None:
-        if latest is not None:
-            at = (latest.epoch, latest.step, latest.steps)
-            send(Event("end", run, folder.path, *at, outcome=outcome, experiment=fields))
+    def end() -> None:
+        if epoch >= 0:
+            send(Event("end", run, folder.path, epoch, step, steps, outcome=outcome, experiment=fields))
 
     try:
         yield told
     except Exception:
-        end("failed")
+        outcome = "failed"
+        end()
         raise
-    end("finished" if ended else "stopped")
+    end()
 
 
 def numbers_of(line: Mapping[str, Any]) -> Mapping[str, float]:
@@ -166,16 +157,15 @@ def numbers_of(line: Mapping[str, Any]) -> Mapping[str, float]:
 # --- by name ---------------------------------------------------------------------------------------------------------
 
 
-def trackers(specs: Sequence[str]) -> dict[str, Tracker]:
-    """Return the trackers named: ``tensorboard``, or ``package.module:callback``; each once."""
-    return {spec: tensorboard() if spec == TENSORBOARD else named(spec) for spec in dict.fromkeys(specs)}
+def tracker_of(spec: str) -> Tracker:
+    """Return the tracker that is named: ``tensorboard``, or ``package.module:callback``."""
+    return tensorboard() if spec == TENSORBOARD else named(spec)
 
 
 def tensorboard() -> Tracker:
-    """Return the tracker that writes scalars to RUN/tensorboard, over epochs.
+    """Return the tracker that writes scalars to RUN/tensorboard, over epochs; a run that is resumed goes on there.
 
-    A run that is resumed from an earlier epoch than it had reached purges what it will write again. Raises
-    DemiluneError where the package tensorboard is not there.
+    Raises DemiluneError where the package tensorboard is not there.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -191,8 +181,7 @@ def tensorboard() -> Tracker:
         nonlocal writer
         if event.kind == "epoch":
             if writer is None:  # only now: a run's folder must be empty before it begins
-                place = event.folder / TENSORBOARD
-                writer = SummaryWriter(str(place), purge_step=event.epoch)
+                writer = SummaryWriter(str(event.folder / TENSORBOARD))
             for name, value in event.numbers.items():
                 writer.add_scalar(name, value, event.epoch)
             writer.flush()
@@ -208,67 +197,45 @@ def _lacks(error: ImportError, package: str) -> bool:
 
 
 def named(spec: str) -> Tracker:
-    """Return the tracker ``package.module:callback``; modules of the working folder are found too.
+    """Return the callback ``package.module:name``, a function of one event; the working folder's modules are found too.
 
-    What takes one argument is the callback. A class, or a function without arguments, makes it: it is called once.
-    Raises DemiluneError for what is not there, cannot be imported, or is no callback.
+    Raises DemiluneError for what is not there, cannot be imported, or cannot be called with one event.
     """
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", spec):
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", spec):
         raise DemiluneError(
             f"--track {spec!r}: possible are {TENSORBOARD}, and package.module:callback, a function of one event"
         )
-    module, _, path = spec.partition(":")
+    module, _, name = spec.partition(":")
     here = os.getcwd()  # noqa: PTH109 - sys.path holds text
     sys.path.insert(0, here)  # as python itself does for a script there
     importlib.invalidate_caches()
     try:
-        found: Any = _found(spec, module, path)
-        if not callable(found):
-            raise DemiluneError(f"--track {spec}: it is no function but {type(found).__name__}: name a callback")
-        if not inspect.isclass(found) and _takes(found, 1):
-            return found  # type: ignore[no-any-return]
-        if not _takes(found, 0):
-            raise DemiluneError(
-                f"--track {spec}: it takes neither one event nor nothing: name a function of one event, or one without "
-                "arguments (or a class) that makes such a function"
-            )
-        try:
-            made: Any = found()
-        except (Exception, SystemExit) as error:
-            raise DemiluneError(f"--track {spec}: making the tracker failed ({said(error)})") from error
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)
-    if not callable(made) or not _takes(made, 1):
-        raise DemiluneError(
-            f"--track {spec}: it takes no event, and made {type(made).__name__}, which is no function of one event"
-        )
-    return made  # type: ignore[no-any-return]
-
-
-def _found(spec: str, module: str, path: str) -> object:
-    try:
-        found: object = importlib.import_module(module)
+        found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
             raise DemiluneError(
                 f"--track {spec}: there is no module {error.name!r}: start in the folder it lies in, or install it"
             ) from None
         raise DemiluneError(f"--track {spec}: importing {module} fails ({said(error)})") from error
-    for step in path.split("."):
-        try:
-            found = getattr(found, step)
-        except AttributeError:
-            raise DemiluneError(f"--track {spec}: {module} has no {path!r}: name a function of it") from None
-    return found
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+    if name not in vars(found):
+        raise DemiluneError(f"--track {spec}: {module} has no {name!r}: name a function of it")
+    callback = vars(found)[name]
+    if inspect.isclass(callback) or not callable(callback) or not _takes_one(callback):
+        raise DemiluneError(
+            f"--track {spec}: it is no function of one event (an object that is called with one will do, a class will "
+            "not)"
+        )
+    return callback  # type: ignore[no-any-return]
 
 
-def _takes(function: Callable[..., object], count: int) -> bool:
-    """Say whether a function can be called with so many arguments; one that does not tell can with one."""
+def _takes_one(function: Callable[..., object]) -> bool:
     try:
-        inspect.signature(function).bind(*range(count))
-    except ValueError:
-        return count == 1
+        inspect.signature(function).bind(None)
     except TypeError:
         return False
+    except ValueError:  # it does not tell, as functions in C may not
+        return True
     return True

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ from demilune.methods import Batch, Examples, Method, Note, Standard
 from demilune.models import create
 from demilune.moves import NOTHING, NoMove, Offset, WeightMove
 from demilune.runs import RunFolder, alone, environment, read_json, replacing, write_json
-from demilune.runtime import enough_memory, hardware, peak_memory
+from demilune.runtime import eager, enough_memory, hardware, hazard, peak_memory
 from demilune.track import Tracker, sending
 
 CHUNK = 500
@@ -145,6 +146,7 @@ def fit(
     watch: Callable[[Progress], None] = lambda progress: None,
     stopping: Callable[[], bool] = lambda: False,
     track: Tracker | None = None,
+    reasons: Mapping[str, str] = MappingProxyType({}),
 ) -> bool:
     """Train, or go on training, in a run folder; return whether the run came to its end.
 
@@ -152,13 +154,14 @@ def fit(
     stopped or killed at any moment and resumed ends with the same bits, metrics file included, as one that was not
     (same machine, versions and number of threads). ``track`` gets a track.Event per epoch and one at the end.
     Raises DemiluneError when the folder holds another experiment, a run and ``resume`` is False, or data differ; when
-    another process is training in it; and when memory does not suffice.
+    another process is training in it; and when memory does not suffice. ``reasons`` say, into the folder, why
+    the runtime's fields were chosen as they are.
     """
     check_lengths(experiment, dataset)
     device = experiment.runtime.start()
     told = sending(track, experiment.name, plain(experiment), folder, watch)
     with alone(folder.path), told as watch, enough_memory():
-        return _fit(experiment, dataset.to(device), folder, resume, watch, stopping, device)
+        return _fit(experiment, dataset.to(device), folder, resume, watch, stopping, device, reasons)
 
 
 def check_lengths(experiment: Experiment, dataset: Dataset) -> None:
@@ -182,12 +185,13 @@ def _fit(
     watch: Callable[[Progress], None],
     stopping: Callable[[], bool],
     device: torch.device,
+    reasons: Mapping[str, str],
 ) -> bool:
     runtime, training, ball = experiment.runtime, experiment.training, experiment.ball
     about = describe(experiment, dataset)
     steps, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
     labelled = training.batch - dataset.extras(training.batch)
-    earlier = claim(folder, experiment, about, resume)
+    earlier = claim(folder, experiment, about, resume, reasons)
 
     root = Stream.of(experiment.seed, device=device)
     watched = watched_images(dataset, training.monitor)
@@ -313,7 +317,13 @@ def describe(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def claim(folder: RunFolder, experiment: Experiment, about: Mapping[str, Any], resume: bool) -> Checkpoint | None:
+def claim(
+    folder: RunFolder,
+    experiment: Experiment,
+    about: Mapping[str, Any],
+    resume: bool,
+    reasons: Mapping[str, str] = MappingProxyType({}),
+) -> Checkpoint | None:
     """Take a folder for a run: return the checkpoint to go on from, or None for a fresh start.
 
     Refuses a folder that holds something else, another experiment or other data; nothing in it is touched then.
@@ -335,7 +345,7 @@ def claim(folder: RunFolder, experiment: Experiment, about: Mapping[str, Any], r
                 f"{path} holds another experiment: {changed}; resume it as it was (leave out the preset and its "
                 "settings), or name another folder"
             )
-        for name in (".*.safetensors.*", ".*.json.*", ".*.jsonl.*"):  # what a kill left half-written
+        for name in (".*.safetensors.*", ".*.json.*", ".*.jsonl.*", ".tmp*"):  # what a kill left half-written, by us or safetensors
             for stale in path.glob(name):
                 stale.unlink()
         if folder.checkpoint("last").exists():
@@ -349,7 +359,8 @@ def claim(folder: RunFolder, experiment: Experiment, about: Mapping[str, Any], r
                 )
             return earlier
     write_json(folder.experiment, about["experiment"])  # first: it is what makes the folder a run's
-    write_json(folder.environment, environment() | {"device": hardware(experiment.runtime.start())})
+    here = environment() | {"device": hardware(experiment.runtime.start())}
+    write_json(folder.environment, here | ({"runtime": dict(reasons)} if reasons else {}))
     return None
 
 
@@ -364,7 +375,10 @@ def start(experiment: Experiment, dataset: Dataset, root: Stream, device: torch.
     """Return fresh weights, their copy where one follows them, and SGD."""
     channels = dataset.shape[0]
     net = create(experiment.model, channels, len(dataset.classes), *scaling(experiment, dataset), root.sub("model"))
-    model = experiment.runtime.place(net, device)
+    danger = hazard(net, device) if experiment.runtime.channels_last else None
+    if danger:
+        raise DemiluneError(f"runtime.channels_last: {danger}; train with --runtime.channels_last false")
+    model = experiment.runtime.compiled(experiment.runtime.place(net, device))
     training = experiment.training
     kernels = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
@@ -457,7 +471,7 @@ def reestimate(model: nn.Module, dataset: Dataset, rng: Stream, batch: int) -> N
         module.reset_running_stats()
         module.momentum = None  # the cumulative mean
     model.train()
-    with torch.no_grad():
+    with torch.no_grad(), eager():
         extra = dataset.extras(batch)
         for number, index in enumerate(order(rng, 0, len(dataset.train), batch - extra)):
             with seeded(rng.sub(number), index.device):
@@ -473,7 +487,7 @@ def validate(experiment: Experiment, model: nn.Module, split: Split, rng: Stream
     was = model.training
     model.eval()
     clean = robust = 0
-    with frozen(model, "eval"):
+    with frozen(model, "eval"), eager():
         for rows in torch.arange(len(split), device=split.ids.device).split(CHUNK):
             x, y = runtime.layout(split.pixels(rows)), split.labels[rows]
             search = runtime.search(model, x.device)

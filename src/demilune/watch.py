@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
+import os
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,10 +30,8 @@ from demilune.runs import RunFolder, read_json
 POLL = 1.0
 """Seconds between two looks at a run folder."""
 
-PATIENCE = 60.0
-"""Seconds of silence at least before a run is said to give no sign of life."""
-
-SILENT = "no sign of life"
+PATIENCE = 300.0
+"""Seconds without a change after which a run is taken for dead where its folder's lock tells nothing."""
 
 RECENT = 20
 """Steps over which the time of one is averaged."""
@@ -119,8 +118,7 @@ def _row(view: View, kind: str, width: int, heights: str) -> Text:
     wide = width >= ROW
     if kind == "loss":
         now = f"{known[-1][0]:.4f}" if known and abs(known[-1][0]) < 1e4 else f"{known[-1][0]:.2e}" if known else "–"
-        floor = known[-1][1].get("excess") if known else None
-        rest = f"above floor {floor:.4f}" if wide and floor is not None else ""
+        rest = _above_floor(known[-1][1]) if wide and known else ""
     else:
         now = percent(known[-1][0] if known else None)
         top, at = max(known, key=lambda pair: pair[0]) if known else (None, None)
@@ -172,12 +170,16 @@ def alarm_of(lines: Sequence[Mapping[str, Any]]) -> str:
     return f"The alarm of catastrophic overfitting was raised in epoch {raised[-1]['epoch']}, and is over."
 
 
+def _above_floor(line: Mapping[str, Any], after: str = "") -> str:
+    """Return the part of the loss that can be learned away; nothing where that is all of it, as with hard labels."""
+    return "" if line["excess"] == line["loss"] else f"above floor {line['excess']:.4f}{after}"
+
+
 def epoch_line(line: Mapping[str, Any], left: float | None) -> str:
     """Return the line that stays of an epoch."""
     return (
-        f"epoch {line['epoch']:>3}  rate {line['rate']:.4f}  loss {line['loss']:.4f}  "
-        f"above floor {line['excess']:.4f}  clean {percent(line['clean'])}  "
-        f"robust {percent(line['robust'])}{'  best' if line['best'] else ''}"
+        f"epoch {line['epoch']:>3}  rate {line['rate']:.4f}  loss {line['loss']:.4f}  {_above_floor(line, '  ')}"
+        f"clean {percent(line['clean'])}  robust {percent(line['robust'])}{'  best' if line['best'] else ''}"
         f"{'' if left is None else f'  {duration(left)} left'}"
     )
 
@@ -204,6 +206,7 @@ class Watcher(AbstractContextManager["Watcher"]):
         rate: Callable[[int], float],
     ) -> None:
         self.console, self.folder, self.batch, self.rate = console, folder, batch, rate
+        self.per_epoch = per_epoch
         self.view = View(name, "training", steps=steps, per_epoch=per_epoch)
         self.lines: list[Mapping[str, Any]] = []
         self.took: deque[float] = deque(maxlen=RECENT)
@@ -231,7 +234,9 @@ class Watcher(AbstractContextManager["Watcher"]):
 
     def begin(self, step: int, seconds: float, memory: float) -> None:
         """Tell what the run will take from a step on; the epochs before it are read from its folder."""
-        self.lines, self.foreseen = list(self.folder.read_metrics()), seconds
+        with contextlib.suppress(DemiluneError):  # an edited file shows nothing, and stops nothing
+            self.lines = list(_entries(self.folder.metrics))
+        self.foreseen = seconds
         self.line.first = self.line.done = step
         self.line.begun = time.monotonic()
         left = self.line.total - step
@@ -244,23 +249,28 @@ class Watcher(AbstractContextManager["Watcher"]):
             self.line.move(step, self.view.name)
         else:
             self.line.done = step
+            if self._at_end(step):
+                self.pane.due = 0.0  # what follows may take minutes: say that it validates
             self.pane.move()
 
     def close_epoch(self, line: Mapping[str, Any]) -> None:
         """Tell an epoch's metrics."""
         self.lines.append(line)
-        self.say(epoch_line(line, self.line.left()))
+        shown = self.pane is not None or line["step"] == self.line.total
+        self.say(epoch_line(line, None if shown else self.line.left()))
         if line["alarm"]:
             self.say(f"ALARM: {line['alarm']}")
 
+    def _at_end(self, step: int) -> bool:
+        return step % self.per_epoch == 0 or step == self.line.total
+
     def _draw(self) -> Text:
-        step, total = self.line.done, self.line.total
-        at_end = self.view.per_epoch and (step % self.view.per_epoch == 0 or step == total)
+        step = self.line.done
         closed = self.lines[-1]["step"] if self.lines else 0
         seconds = sum(self.took) / len(self.took) if self.took else None
         now = replace(
             self.view,
-            state="validating" if at_end and step > closed else "training",
+            state="validating" if self._at_end(step) and step > closed else "training",
             lines=self.lines,
             step=step,
             rate=self.rate(max(0, step - 1)),
@@ -315,10 +325,9 @@ def follow(
                         if line["alarm"]:
                             stay(f"ALARM: {line['alarm']}")
                     told = len(view.lines)
-                    kind = SILENT if view.state == SILENT else view.remark  # not anew for every minute
-                    if kind and kind != remark:
+                    if view.remark and view.remark != remark:
                         stay(view.remark)
-                    remark = kind
+                    remark = view.remark
                 if view.over:
                     break
                 sleep(POLL)
@@ -355,8 +364,8 @@ def look(folder: RunFolder, now: float) -> View:
     tree = read_json(folder.experiment, "a run's experiment")
     training = tree.get("training")
     numbers = training if isinstance(training, dict) else {}
-    batch, epochs, steps, every = (numbers.get(name) for name in ("batch", "epochs", "steps", "checkpoint_every"))
-    if not (isinstance(batch, int) and batch > 0 and isinstance(epochs, int) and isinstance(every, int | float)):
+    batch, epochs, steps = (numbers.get(name) for name in ("batch", "epochs", "steps"))
+    if not (isinstance(batch, int) and batch > 0 and isinstance(epochs, int) and isinstance(steps, int | None)):
         raise DemiluneError(f"{folder.experiment} holds no experiment: put the run's own file back")
     lines, timing = _entries(folder.metrics), _entries(folder.timing)
     header = _header(folder.checkpoint("last"))
@@ -368,23 +377,22 @@ def look(folder: RunFolder, now: float) -> View:
     quiet = max(0.0, now - _latest(folder.path, now))
     at_end = header.get("step") == step and bool(lines) and lines[-1]["step"] == step
     over = at_end and (header.get("stopped") is True or step == total)
-    left = None
-    if total and pace and not over:
-        left = max(0.0, (total - step) * batch / pace - quiet)
-    state = f"files changed {duration(quiet)} ago"
-    remark = ""
+    held = taken(folder.path)
+    running = quiet < PATIENCE if held is None else held
+    left, remark = None, ""
     if over:
         state = "ended by the alarm" if header.get("stopped") else "finished"
+    elif running:
+        state = f"running, saved {duration(quiet)} ago"
+        left = max(0.0, (total - step) * batch / pace - quiet) if total and pace else None
+        remark = "" if lines else "no epoch is complete yet"
     else:
-        slowest = max((line["seconds"] for line in timing), default=math.inf)
-        if quiet > max(PATIENCE, 2 * min(every, slowest, 600.0)):
-            state, left = SILENT, None
-            remark = (
-                f"no sign of life for {_minutes(quiet)}: if it is not validating, it was stopped or killed; "
-                f"`demilune train --resume --out {folder.path}` goes on with it"
-            )
-        elif not lines:
-            remark = "no epoch is complete yet"
+        state = f"not running, saved {duration(quiet)} ago"
+        sign = "no process of this machine is training in it" if held is False else "it gives no sign of life"
+        remark = (
+            f"{sign}: it was stopped or killed, or runs on another machine; "
+            f"`demilune train --resume --out {folder.path}` goes on with it"
+        )
     return View(
         name=str(tree.get("name", folder.path.name)),
         state=state,
@@ -401,9 +409,22 @@ def look(folder: RunFolder, now: float) -> View:
     )
 
 
-def _minutes(seconds: float) -> str:
-    whole = int(seconds // 60)
-    return "1 minute" if whole == 1 else f"{whole} minutes"
+def taken(path: Path) -> bool | None:
+    """Say whether a process is training in a folder, by the lock of runs.alone; None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go again at once, below
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return False
 
 
 _NUMBER, _MAYBE = (int, float), (int, float, type(None))

@@ -247,7 +247,7 @@ def test_a_hunt_gives_each_run_what_stands() -> None:
         asked.append(rows.tolist())
         return [Visit(rows, torch.full((len(rows), 2), number + 1.0), torch.arange(len(rows))[:2])]
 
-    found = hunt(x, 9, lambda number, rows: iter(walk(number, rows)))
+    found = hunt(x, 9, lambda runs, rows: iter(walk(runs.start, rows)))
     assert asked == [[0, 1, 2, 3, 4], [2, 3, 4], [4]]
     assert found[:, 0].tolist() == [1, 1, 2, 2, 3]
     assert torch.equal(x, torch.zeros(5, 2))

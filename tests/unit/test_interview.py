@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from torch.nn import functional as F
 from conftest import tiny
 from demilune.core.random import Stream
 from demilune.data import CIFAR10, MNIST
+from demilune.diagnosis import diagnose
 from demilune.errors import DemiluneError
-from demilune.evaluate.interview import KNOWN, interview, normalisations
+from demilune.evaluate.interview import KNOWN, first_look, interview, normalisations
 from demilune.foreign import Declaration, Declared, load_declared
-from demilune.results import Check
+from demilune.results import Check, Row
 
 K, N = 4, 80
 X = Stream.of(7).uniform("x", (N, 1, 8, 8))
@@ -69,8 +71,8 @@ def test_a_sound_model_passes_and_is_left_as_it_was() -> None:
     generator, x = torch.get_rng_state(), X.clone()
     found = ask(model)
     assert levels(found) == {}
-    names = ["mode", "numbers", "probabilities", "randomised", "batch", "zero gradient", "predictions", "accuracy"]
-    assert list(found) == names
+    names = ["mode", "numbers", "probabilities", "randomised", "dynamic", "batch", "zero gradient", "predictions"]
+    assert list(found) == [*names, "accuracy"]
     assert "100.0% of 80 images" in found["accuracy"].text
     assert model.calls == 2 + 5 + 5  # two chunks with gradient, five the same, five in other company
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -94,7 +96,7 @@ def test_anything_that_can_be_called_is_asked() -> None:
         (lambda z, x: SimpleNamespace(logits=z), ["type SimpleNamespace"]),
         (lambda z, x: None, ["None"]),
         (lambda z, x: z.argmax(dim=1), ["int64 [64]", "no gradient"]),
-        (lambda z, x: z[:, :3], ["[64, 3] for 64 images and 4 classes", "declare 3 classes"]),
+        (lambda z, x: z[:, :3], ["[64, 3] for 64 images and 4 classes", "--data NAME", "as num_classes=4"]),
         (lambda z, x: z[:, :, None], ["[64, 4, 1]"]),
         (lambda z, x: z[0], ["[4]"]),
         (lambda z, x: z.sum(), ["[]"]),
@@ -166,6 +168,45 @@ def test_probabilities_are_told_from_logits_and_log_probabilities() -> None:
 def test_a_random_answer_is_found() -> None:
     found = change(lambda z, x: z + 0.01 * torch.randn_like(z))
     assert levels(found) == {"randomised": "warning"} and "batch" not in found
+
+
+def by_grad(x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(good(leaf).sum(), leaf)[0]
+
+
+def by_backward(x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        good(leaf).sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+
+def by_func(x: Tensor) -> Tensor:
+    return torch.func.grad(lambda one: good(one).sum())(x.detach())
+
+
+@pytest.mark.parametrize("taken", [by_grad, by_backward, by_func])
+def test_a_model_that_takes_gradients_to_answer_is_found(taken: Callable[[Tensor], Tensor]) -> None:
+    before = sys.getprofile()
+    found = ask(lambda x: good(x - 0.001 * taken(x).sign()))
+    assert levels(found) == {"dynamic": "warning"} and "a dynamic defence" in found["dynamic"].text
+    assert sys.getprofile() is before
+    row = Row("clean", "Clean", "none", 100, 50, None, 1, 0)
+    flags = next(one for one in diagnose((row,), None, tuple(found.values()), 0.1)[0] if one.name == "G9")
+    assert flags.outcome == "fail" and flags.attack == "dynamic"
+
+
+def test_gradients_that_an_answer_may_not_take_are_named() -> None:
+    def forward(x: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        return good(x - torch.autograd.grad(good(leaf).sum(), leaf)[0])
+
+    for asked in (interview, first_look):
+        with pytest.raises(DemiluneError, match=r"does not require grad.*torch\.enable_grad\(\)"):
+            asked(forward, X, Y, K)
 
 
 class Alone(nn.Module):

@@ -114,7 +114,7 @@ def test_the_page_says_what_was_found(three: list[Path], tmp_path: Path) -> None
     text = parsed(build(three, tmp_path / "report")).text
     assert "Best on clean images: standard, right on 97.0 ± 1.2 % of 200 images." in text
     assert "Best in the worst case: rat, right on 55.0 ± 3.5 % of 200 images." in text
-    assert "no difference beyond 2 standard errors between rat and sat" in text
+    assert "no difference at 5 % between rat and sat (+2.0 ±" in text
     assert "upper bound on robust accuracy" in text and "AutoAttack was not run" in text
     assert text.index("rat: ▲ overestimated by at least 15 points under PGD-10") < text.index("Best on clean images")
     assert "sat: ? not examined: the strongest attack run is Multi-targeted 9x30" in text

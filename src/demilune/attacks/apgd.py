@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Model, breach
+from demilune.attacks.base import Attack, Model, doubtful
 from demilune.attacks.judge import correct
 from demilune.attacks.pgd import wrong_classes
 from demilune.core.geometry import Ball, per_image
@@ -18,7 +18,7 @@ from demilune.core.random import Stream
 from demilune.errors import DemiluneError, check_types
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""What is ascended: logits [n,K] and the rows int64 [n] of the batch that they belong to, to losses [n]."""
+"""What is ascended: logits [n,K] and the places int64 [n] that they have in the walk, to losses [n]."""
 
 MOMENTUM = 0.75
 """Share of the new step in a move after the first; the rest repeats the last move."""
@@ -38,16 +38,18 @@ class APGD(Attack):
     steps: number of gradient steps, N; the checkpoints follow from it
     restarts: number of runs, each from a start of its own; an image that is broken takes no further run
     rho: share ρ of the steps between two checkpoints in which the loss must rise for η to be kept
+    room: images in a pass up to which the restarts of few images are run together, 0 for one after the other
     """
 
     loss: Literal["ce", "dlr", "margin"] = "ce"
     steps: int = 100
     restarts: int = 1
     rho: float = 0.75
+    room: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         check_types(self)
-        _check(self.steps, self.restarts, self.rho)
+        _check(self.steps, self.restarts, self.rho, self.room)
 
     def instead(self, classes: int) -> str:
         """Return what is ascended in place of ``loss`` where that does not exist, or "" where it does."""
@@ -56,17 +58,20 @@ class APGD(Attack):
     def perturb(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Tensor:
         """Return each image's first misclassified iterate, or the image itself."""
 
-        def loss(logits: Tensor, rows: Tensor) -> Tensor:
-            if self.loss == "ce":
-                return cross_entropy(logits, y[rows])
-            ratio = self.loss == "dlr" and not self.instead(logits.shape[1])
-            return dlr(logits, y[rows]) if ratio else margin(logits, y[rows])
+        def walk(runs: range, rows: Tensor) -> Iterator[Visit]:
+            start = torch.cat([begin(x[rows], ball, rng.take(rows).sub("restart", run)) for run in runs])
+            rows = rows.repeat(len(runs))
 
-        def walk(run: int, rows: Tensor) -> Iterator[Visit]:
-            draws = rng.take(rows).sub("restart", run)
-            return apgd_path(model, x, y, rows, ball, draws, loss, self.steps, self.rho)
+            def loss(logits: Tensor, places: Tensor) -> Tensor:
+                label = y[rows[places]]
+                if self.loss == "ce":
+                    return cross_entropy(logits, label)
+                ratio = self.loss == "dlr" and not self.instead(logits.shape[1])
+                return dlr(logits, label) if ratio else margin(logits, label)
 
-        return hunt(x, self.restarts, walk)
+            return apgd_paths(model, x, y, rows, start, ball, loss, self.steps, self.rho)
+
+        return hunt(x, self.restarts, walk, self.room)
 
 
 @final
@@ -81,16 +86,18 @@ class TargetedAPGD(Attack):
     steps: number of gradient steps for each, N; the checkpoints follow from it
     restarts: number of runs for each, from a start of its own
     rho: share ρ of the steps between two checkpoints in which the loss must rise for η to be kept
+    room: images in a pass up to which the targets of few images are run together, 0 for one after the other
     """
 
     targets: int = 9
     steps: int = 100
     restarts: int = 1
     rho: float = 0.75
+    room: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         check_types(self)
-        _check(self.steps, self.restarts, self.rho)
+        _check(self.steps, self.restarts, self.rho, self.room)
         if self.targets < 1:
             raise DemiluneError(f"targets = {self.targets}: it must be 1 or more")
 
@@ -103,25 +110,26 @@ class TargetedAPGD(Attack):
         with torch.no_grad():
             wrong = wrong_classes(model(x), y)
 
-        def walk(run: int, rows: Tensor) -> Iterator[Visit]:
-            target, restart = divmod(run, self.restarts)
-            aim = wrong[:, target]
+        def walk(runs: range, rows: Tensor) -> Iterator[Visit]:
+            named, draws = [divmod(run, self.restarts) for run in runs], rng.take(rows)
+            start = torch.cat([begin(x[rows], ball, draws.sub("target", t, "restart", r)) for t, r in named])
+            aim = torch.cat([wrong[rows, target] for target, _ in named])
+            rows = rows.repeat(len(runs))
 
-            def loss(logits: Tensor, rows: Tensor) -> Tensor:
+            def loss(logits: Tensor, places: Tensor) -> Tensor:
                 ascended = targeted_margin if self.instead(logits.shape[1]) else targeted_dlr
-                return ascended(logits, y[rows], aim[rows])
+                return ascended(logits, y[rows[places]], aim[places])
 
-            draws = rng.take(rows).sub("target", target, "restart", restart)
-            return apgd_path(model, x, y, rows, ball, draws, loss, self.steps, self.rho)
+            return apgd_paths(model, x, y, rows, start, ball, loss, self.steps, self.rho)
 
-        return hunt(x, min(self.targets, wrong.shape[1]) * self.restarts, walk)
+        return hunt(x, min(self.targets, wrong.shape[1]) * self.restarts, walk, self.room)
 
 
 class Visit(NamedTuple):
     """One iterate of the images that still stand.
 
-    ``rows`` int64 [n]: which of the batch. ``point`` [n,…]: where they are. ``broken`` int64: which of the n are
-    misclassified here, and leave.
+    ``rows`` int64 [n]: which of the batch; an image is there once for each run. ``point`` [n,…]: where they are.
+    ``broken`` int64: which of the n are misclassified here, and leave in all their runs.
     """
 
     rows: Tensor
@@ -129,31 +137,36 @@ class Visit(NamedTuple):
     broken: Tensor
 
 
-def hunt(x: Tensor, runs: int, walk: Callable[[int, Tensor], Iterator[Visit]]) -> Tensor:
+def hunt(x: Tensor, runs: int, walk: Callable[[range, Tensor], Iterator[Visit]], room: int = 0) -> Tensor:
     """Return each image's first broken point over several runs, or the image itself.
 
-    ``walk`` takes a run's number and the rows int64 of ``x`` that still stand; broken images take no further run.
+    ``walk`` takes the numbers of some runs and the rows int64 of ``x`` that still stand; broken images take no further
+    run. Several are walked together as long as that makes no more than ``room`` images: small batches are slow. An
+    image broken by any of them leaves them all, so that only the point it is broken at may be another run's.
     """
     found, standing = x.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
-    for run in range(runs):
+    run = 0
+    while run < runs:
         rows = standing.nonzero().squeeze(1)
         if len(rows) == 0:
             break
-        for visit in walk(run, rows):
+        together = range(run, min(runs, run + max(1, room // len(rows))))
+        for visit in walk(together, rows):
             if len(visit.broken):
                 left = visit.rows[visit.broken]
                 found[left] = visit.point[visit.broken]
                 standing[left] = False
+        run = together.stop
     return found
 
 
 def fallen(model: Model, point: Tensor, y: Tensor, logits: Tensor) -> Tensor:
-    """Return which rows of ``point`` are misclassified, int64: where the search's logits say so and the judge agrees.
+    """Return which rows of ``point`` are misclassified, int64: where the search's logits may say so and the judge does.
 
     The search may be of low precision, so ties are suspects too, and a pass without gradient of the suspects alone
     decides. NaN is misclassified.
     """
-    suspects = (breach(logits, y) >= 0).nonzero().squeeze(1)
+    suspects = doubtful(model, logits, y).nonzero().squeeze(1)
     if len(suspects) == 0:
         return suspects
     return suspects[~correct(model, point[suspects], y[suspects])]
@@ -162,21 +175,33 @@ def fallen(model: Model, point: Tensor, y: Tensor, logits: Tensor) -> Tensor:
 def apgd_path(
     model: Model, x: Tensor, y: Tensor, rows: Tensor, ball: Ball, rng: Stream, loss: Loss, steps: int, rho: float
 ) -> Iterator[Visit]:
+    """Yield x_0 … x_N of one run on the images ``rows`` int64 of the batch ``x``, ``y``, as long as any stands.
+
+    ``rng`` draws the starts of these rows.
+    """
+    return apgd_paths(model, x, y, rows, begin(x[rows], ball, rng), ball, loss, steps, rho)
+
+
+def apgd_paths(
+    model: Model, x: Tensor, y: Tensor, rows: Tensor, start: Tensor, ball: Ball, loss: Loss, steps: int, rho: float
+) -> Iterator[Visit]:
     """Yield x_0 … x_N of the images ``rows`` int64 of the batch ``x``, ``y``, as long as any stands.
 
-    ``rng`` draws the starts of these rows. One pass forward and back an iterate, for the images that stand.
+    ``start`` is their x_0; a row that is there several times is as many runs. One pass forward and back an iterate,
+    for the images that stand.
     """
     windows = checkpoints(steps)
-    state = _begin(x[rows], y[rows], rows, ball, rng)
+    state = _state(x[rows], y[rows], start, ball)
     for step in range(steps + 1):
-        logits, losses, gradient = _gradient(model, state.point, state.rows, loss)
+        here = rows[state.places]
+        logits, losses, gradient = _gradient(model, state.point, state.places, loss)
         broken = fallen(model, state.point, state.y, logits)
-        yield Visit(state.rows, state.point, broken)
-        if step == steps or len(broken) == len(state.rows):
-            return
+        yield Visit(here, state.point, broken)
         if len(broken):
-            stands = torch.ones_like(state.rows, dtype=torch.bool).index_fill(0, broken, False).nonzero().squeeze(1)
+            stands = (~torch.isin(here, here[broken])).nonzero().squeeze(1)
             state, losses, gradient = state.take(stands), losses[stands], gradient[stands]
+        if step == steps or len(state.places) == 0:
+            return
         state = state.seen(losses, gradient)
         if step > 0:  # the start's own loss is not counted: x_1's is compared with zero, as in the released code
             state = state._replace(rises=state.rises + (losses > state.loss), loss=losses)
@@ -202,12 +227,12 @@ def checkpoints(steps: int) -> dict[int, int]:
 class _State(NamedTuple):
     """What APGD knows of the n images that stand, one row each.
 
-    Rows of the batch, images, labels; the iterate, the one before it, the gradient at the iterate; the point of
+    Places in the walk, images, labels; the iterate, the one before it, the gradient at the iterate; the point of
     largest loss, its gradient, its loss, and what that was at the last checkpoint; the last loss, and how often it has
     risen since the checkpoint; whether η was halved there, and η.
     """
 
-    rows: Tensor
+    places: Tensor
     x: Tensor
     y: Tensor
     point: Tensor
@@ -263,19 +288,23 @@ class _State(NamedTuple):
         return self._replace(point=ball.project(mixed, self.x), before=self.point)
 
 
-def _begin(x: Tensor, y: Tensor, rows: Tensor, ball: Ball, rng: Stream) -> _State:
-    """Return the state at x_0 = Π(x + ε t/‖t‖): t uniform in the cube (linf) or normal (l2)."""
+def begin(x: Tensor, ball: Ball, rng: Stream) -> Tensor:
+    """Return x_0 = Π(x + ε t/‖t‖): t uniform in the cube (linf) or normal (l2)."""
     draws = rng.sub("start")
     if ball.norm == "linf":
         noise = draws.uniform("ball", x.shape, -1.0, 1.0, dtype=x.dtype)
     else:
         noise = draws.normal("ball", x.shape, dtype=x.dtype)
     length = ball.distance(noise, torch.zeros_like(noise)).clamp_min(1e-12)
-    start = ball.project(x + ball.eps * (noise / per_image(length, x)), x)
-    none, zero = torch.zeros_like(x), x.new_zeros(len(x))
+    return ball.project(x + ball.eps * (noise / per_image(length, x)), x)
+
+
+def _state(x: Tensor, y: Tensor, start: Tensor, ball: Ball) -> _State:
+    """Return the state at x_0."""
+    none, zero, places = torch.zeros_like(x), x.new_zeros(len(x)), torch.arange(len(x), device=x.device)
     low = torch.full_like(zero, float("-inf"))
     return _State(
-        rows=rows,
+        places=places,
         x=x,
         y=y,
         point=start,
@@ -286,24 +315,26 @@ def _begin(x: Tensor, y: Tensor, rows: Tensor, ball: Ball, rng: Stream) -> _Stat
         best_loss=low,
         settled=low,
         loss=zero,
-        rises=torch.zeros_like(rows),
-        halved=torch.ones_like(rows, dtype=torch.bool),  # so that the first checkpoint looks at the rises alone
+        rises=torch.zeros_like(places),
+        halved=torch.ones_like(places, dtype=torch.bool),  # so that the first checkpoint looks at the rises alone
         size=torch.full_like(zero, 2.0 * ball.eps),
     )
 
 
-def _gradient(model: Model, point: Tensor, rows: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+def _gradient(model: Model, point: Tensor, places: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits [n,K], losses [n] and the gradient [n,…] of their sum with respect to the images."""
     with torch.enable_grad():
         leaf = point.detach().requires_grad_()
         logits = model(leaf)
-        losses = loss(logits, rows)
+        losses = loss(logits, places)
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
     # A gradient that is NaN at a point whose verdict is "right" must not make an image of NaN.
     return logits.detach(), losses.detach(), gradient.nan_to_num()
 
 
-def _check(steps: int, restarts: int, rho: float) -> None:
+def _check(steps: int, restarts: int, rho: float, room: int) -> None:
+    if room < 0:
+        raise DemiluneError(f"room = {room}: it must be 0 or more")
     if steps < 1:
         raise DemiluneError(f"steps = {steps}: it must be 1 or more")
     if restarts < 1:

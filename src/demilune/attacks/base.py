@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, final
 
 import torch
@@ -21,6 +22,43 @@ Model = Callable[[Tensor], Tensor]
 """Anything from images [N,C,H,W] in [0,1] to logits [N,K]; normalisation belongs inside."""
 
 BatchNormMode = Literal["eval", "train_frozen", "train"]
+
+SLACK = 2.0**-5
+"""Share of the largest logit within which a margin of low precision leaves open whether an image is misclassified."""
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Search:
+    """A model to search with in low precision: ``quick`` is that, ``exact`` is the plain model in float32.
+
+    Called as a model it is quick where a gradient is taken and exact elsewhere, so that what an attack decides without
+    a gradient it decides in float32. A query that only steers asks :func:`quick`; what it calls misclassified, or
+    nearly, is put to ``exact`` (:func:`doubtful`).
+    """
+
+    exact: Model
+    quick: Model
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return logits, quick or exact."""
+        return self.quick(x) if torch.is_grad_enabled() else self.exact(x)
+
+
+def quick(model: Model) -> Model:
+    """Return the model in the precision of the search, whether or not a gradient is taken."""
+    return model.quick if isinstance(model, Search) else model
+
+
+def doubtful(model: Model, logits: Tensor, y: Tensor) -> Tensor:
+    """Return which rows of the search's logits may be misclassified, bool [N]: their margin is 0 or more, or NaN.
+
+    Where ``model`` searches in low precision, also where the margin falls short of 0 by at most SLACK · max_k |z_k|.
+    """
+    height = breach(logits, y)
+    if not isinstance(model, Search):
+        return height >= 0
+    return ~(height < -SLACK * logits.detach().float().abs().amax(dim=1))
 
 
 class Attack(ABC):

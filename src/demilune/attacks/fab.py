@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Model
+from demilune.attacks.base import Attack, Model, Search, breach, doubtful, quick
 from demilune.attacks.judge import correct, right
 from demilune.attacks.pgd import wrong_classes
 from demilune.core.geometry import Ball, Norm, per_image
@@ -41,6 +41,7 @@ class FABT(Attack):
     alpha_max: largest share of the step taken from the image itself, α
     eta: overshoot of the boundary, η
     beta: share of the distance kept after a success, β
+    room: images in a pass up to which the targets of few images are run together, 0 for one after the other
     """
 
     targets: int = 9
@@ -49,11 +50,12 @@ class FABT(Attack):
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
+    room: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         if self.targets < 1:
             raise DemiluneError(f"targets = {self.targets}: it must be 1 or more")
-        _check(self.steps, self.restarts, self.alpha_max, self.eta, self.beta)
+        _check(self.steps, self.restarts, self.alpha_max, self.eta, self.beta, self.room)
 
     def perturb(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Tensor:
         """Return an adversarial point within ε where one was found, else the image; ends at the first it finds."""
@@ -66,7 +68,7 @@ class FABT(Attack):
     def _search(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream, enough: float) -> Nearest:
         walk = _Walk(self.steps, self.alpha_max, self.eta, self.beta)
         runs = [(target, restart) for target in range(self.targets) for restart in range(self.restarts)]
-        return _best_of(walk, model, x, y, ball, rng, runs, enough)
+        return _best_of(walk, model, x, y, ball, rng, runs, enough, self.room)
 
 
 @final
@@ -83,6 +85,7 @@ class FAB(Attack):
     alpha_max: largest share of the step taken from the image itself, α
     eta: overshoot of the boundary, η
     beta: share of the distance kept after a success, β
+    room: images in a pass up to which the restarts of few images are run together, 0 for one after the other
     """
 
     steps: int = 100
@@ -90,9 +93,10 @@ class FAB(Attack):
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
+    room: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
-        _check(self.steps, self.restarts, self.alpha_max, self.eta, self.beta)
+        _check(self.steps, self.restarts, self.alpha_max, self.eta, self.beta, self.room)
 
     def perturb(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Tensor:
         """Return an adversarial point within ε where one was found, else the image; ends at the first it finds."""
@@ -105,7 +109,7 @@ class FAB(Attack):
     def _search(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream, enough: float) -> Nearest:
         walk = _Walk(self.steps, self.alpha_max, self.eta, self.beta)
         runs = [(None, restart) for restart in range(self.restarts)]
-        return _best_of(walk, model, x, y, ball, rng, runs, enough)
+        return _best_of(walk, model, x, y, ball, rng, runs, enough, self.room)
 
 
 @final
@@ -119,22 +123,35 @@ class _Walk:
     beta: float
 
     def closest(
-        self, model: Model, x: Tensor, y: Tensor, classes: Tensor, start: Tensor, ball: Ball, enough: float
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        classes: Tensor,
+        start: Tensor,
+        images: Tensor,
+        ball: Ball,
+        enough: float,
     ) -> Nearest:
-        """Run from ``start`` towards the nearest of ``classes`` int64 [N,M]; an image is done within ``enough``."""
+        """Run from ``start`` towards the nearest of ``classes`` int64 [N,M]; an image is done within ``enough``.
+
+        ``images`` int64 [N] says whose run each row is: an image that is done is so in all its runs.
+        """
         found, distance = x.clone(), torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
         rows, point = torch.arange(len(x), device=x.device), start
         for _ in range(self.steps):
             point = self._step(model, x, y, classes, point, ball.norm)
-            # The judge's own forward, float32 whatever the gradient's was. The next gradient could share it only where
-            # this point is not adversarial and so stays where it is, which few are: the step overshoots.
-            wrong = ~correct(model, point, y)
-            length = torch.where(wrong, ball.distance(point, x), float("inf"))
+            length = ball.distance(point, x)
+            # The next gradient could share this forward only where the point is not adversarial and so stays where it
+            # is, which few are: the step overshoots.
+            wrong, sure = _looked(model, point, y, length < (distance[rows] if enough == 0 else enough + 1e-6))
+            length = torch.where(sure, length, float("inf"))
             closer = length < distance[rows]
             found.index_copy_(0, rows, torch.where(per_image(closer, x), point, found[rows]))
             distance.index_copy_(0, rows, torch.where(closer, length, distance[rows]))
             point = torch.where(per_image(wrong, x), x + self.beta * (point - x), point)
-            left = (distance[rows] > enough).nonzero().squeeze(1)
+            done = images[rows[distance[rows] <= enough]]
+            left = (~torch.isin(images[rows], done)).nonzero().squeeze(1)
             if len(left) < len(rows):
                 rows, x, y, classes, point = rows[left], x[left], y[left], classes[left], point[left]
                 if len(rows) == 0:
@@ -152,6 +169,25 @@ class _Walk:
         one, two = length.chunk(2)
         share = per_image((one / (one + two)).clamp_max(self.alpha_max), x)
         return ((1 - share) * (point + self.eta * here) + share * (x + self.eta * home)).clamp(0.0, 1.0)
+
+
+def _looked(model: Model, point: Tensor, y: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the search goes on as if misclassified, bool [N], and where the judge says so.
+
+    In float32 both are the judge's. In low precision the search's own word steers, and the judge is asked about the
+    doubtful points that are ``wanted``, bool [N], alone.
+    """
+    if not isinstance(model, Search):
+        wrong = ~correct(model, point, y)
+        return wrong, wrong
+    with torch.no_grad():
+        logits = quick(model)(point)
+    wrong, sure = breach(logits, y) >= 0, torch.zeros_like(wanted)
+    asked = (doubtful(model, logits, y) & wanted).nonzero().squeeze(1)
+    if len(asked):
+        verdict = ~correct(model, point[asked], y[asked])
+        wrong, sure = wrong.index_copy(0, asked, verdict), sure.index_copy(0, asked, verdict)
+    return wrong, sure
 
 
 def project(point: Tensor, slope: Tensor, gap: Tensor, norm: Norm) -> Tensor:
@@ -222,23 +258,34 @@ def _best_of(
     rng: Stream,
     runs: Sequence[tuple[int | None, int]],
     enough: float,
+    room: int,
 ) -> Nearest:
-    """Run for each (target, restart), target None meaning all classes; an image is done within ``enough``."""
+    """Run for each (target, restart), target None meaning all classes; an image is done within ``enough``.
+
+    Several runs are walked together as long as that makes no more than ``room`` images: small batches are slow.
+    """
     with torch.no_grad():
         logits = model(x)
     wrong = wrong_classes(logits, y)
     found, distance = x, torch.where(right(logits, y), float("inf"), 0.0).to(x.dtype)
-    for target, restart in runs:
+    runs = [run for run in runs if (run[0] or 0) < wrong.shape[1]]
+    while runs:
         rows = (distance > enough).nonzero().squeeze(1)
-        if len(rows) == 0 or (target or 0) >= wrong.shape[1]:
+        if len(rows) == 0:
             break
-        there, classes = x[rows], wrong[rows] if target is None else wrong[rows, target, None]
-        draws = rng.take(rows).sub("target", "any" if target is None else target, restart)
-        start = there if restart == 0 else _start(there, ball, draws)
-        point, length = walk.closest(model, there, y[rows], classes, start, ball, enough)
-        closer = length < distance[rows]
-        found = found.index_copy(0, rows, torch.where(per_image(closer, there), point, found[rows]))
-        distance = distance.index_copy(0, rows, torch.where(closer, length, distance[rows]))
+        together = runs[: max(1, room // len(rows))]
+        runs = runs[len(together) :]
+        there, draws, starts, classes = x[rows], rng.take(rows), list[Tensor](), list[Tensor]()
+        for target, restart in together:
+            here = draws.sub("target", "any" if target is None else target, restart)
+            starts.append(there if restart == 0 else _start(there, ball, here))
+            classes.append(wrong[rows] if target is None else wrong[rows, target, None])
+        all_of = rows.repeat(len(together))
+        walked = walk.closest(model, x[all_of], y[all_of], torch.cat(classes), torch.cat(starts), all_of, ball, enough)
+        for point, length in zip(walked.point.split(len(rows)), walked.distance.split(len(rows)), strict=True):
+            closer = length < distance[rows]
+            found = found.index_copy(0, rows, torch.where(per_image(closer, there), point, found[rows]))
+            distance = distance.index_copy(0, rows, torch.where(closer, length, distance[rows]))
     return Nearest(found, distance)
 
 
@@ -265,8 +312,10 @@ def _total(values: Tensor) -> Tensor:
     return values.sum(dim=_axes(values))
 
 
-def _check(steps: int, restarts: int, alpha_max: float, eta: float, beta: float) -> None:
+def _check(steps: int, restarts: int, alpha_max: float, eta: float, beta: float, room: int) -> None:
     """Refuse fields that mean nothing."""
+    if room < 0:
+        raise DemiluneError(f"room = {room}: it must be 0 or more")
     if steps < 0 or restarts < 1:
         raise DemiluneError(f"steps = {steps}, restarts = {restarts}: they must be 0 or more, and 1 or more")
     if not (0.0 <= alpha_max <= 1.0 and 0.0 < eta < float("inf") and 0.0 < beta <= 1.0):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from demilune.attacks.base import Attack, Model, breach
+from demilune.attacks.base import Attack, Model, breach, quick
 from demilune.core.geometry import Ball
 from demilune.core.losses import others
 from demilune.core.random import Stream
@@ -32,8 +32,8 @@ class NATTACK(Attack):
     from μ = 0.001 · N(0, I). An image is done with when that of μ is misclassified, which is looked at before steps
     0, ``every``, 2 ``every`` …; the last look, after step T, is the judge's at what is returned. The noise ε_k is
     shared by all images, μ's beginning is each image's own. up enlarges μ [C,32,32] bilinearly where images are
-    larger. Cost per image: at most T · b + ⌈T / every⌉ forward passes (60,020), in float32: low precision would round
-    away what samples differ by.
+    larger. Cost per image: at most T · b + ⌈T / every⌉ forward passes (60,020); the looks are in
+    float32 also where the samples are asked about in low precision.
 
     Source: Li et al. 2019; T and b as in the RAT paper, σ and η as in RLFAT's released script. Projected around x
     itself, not around ½(tanh w + 1), which is within 5e-7 of it; the released code's last look is before step T - 10.
@@ -101,11 +101,11 @@ class NATTACK(Attack):
         self, model: Model, mu: Tensor, noise: Tensor, w: Tensor, x: Tensor, y: Tensor, ball: Ball
     ) -> tuple[Tensor, Tensor]:
         """Return log p_y and max_{c≠y} log p_c of every image's samples, float64 [N,b], a chunk at a time."""
-        true, other = list[Tensor](), list[Tensor]()
+        asked, true, other = quick(model), list[Tensor](), list[Tensor]()
         for pairs in torch.arange(len(x) * self.population, device=x.device).split(self.chunk):
             image, sample = pairs // self.population, pairs % self.population
             points = imaged(mu[image] + self.sigma * noise[sample], w[image], x[image], ball)
-            logs = F.log_softmax(model(points).double(), dim=1)
+            logs = F.log_softmax(asked(points).double(), dim=1)
             true.append(logs.gather(1, y[image, None]).squeeze(1))
             other.append(others(logs, y[image]))
         return torch.cat(true).reshape(len(x), -1), torch.cat(other).reshape(len(x), -1)

@@ -12,8 +12,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Model, breach
-from demilune.attacks.judge import right
+from demilune.attacks.base import Attack, Model, Search, breach, doubtful, quick
+from demilune.attacks.judge import correct, right
 from demilune.core.geometry import Ball, per_image
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
@@ -93,20 +93,39 @@ class Square(Attack):
         """Return the last point taken and its margin; an image is queried no more once it is broken."""
         start, proposals = (_stripes, _squares) if ball.norm == "linf" else (_bumps, _transfers)
         point = start(x, ball, rng.sub("start"))
-        height = _height(model(point), y)
+        height, doubt = _asked(model, point, y)
         best, value = torch.empty_like(point), torch.empty_like(height)
-        now = _broken_out(_Standing(torch.arange(len(x), device=x.device), x, y, point, height), best, value)
+        now = _Standing(torch.arange(len(x), device=x.device), x, y, point, height)
+        now = _broken_out(now, _broken(model, now, doubt), best, value)
         for window, proposed in proposals(self.queries, self.p, x, ball, rng):
             if len(now.rows) == 0:
                 break
             point = proposed(now)
-            height = _height(model(point), now.y)
+            height, doubt = _asked(model, point, now.y)
             better = height > now.value
             now.point[window] = torch.where(per_image(better, point), point[window], now.point[window])
-            now = _broken_out(now._replace(value=torch.where(better, height, now.value)), best, value)
+            now = now._replace(value=torch.where(better, height, now.value))
+            now = _broken_out(now, _broken(model, now, better & doubt), best, value)
         best.index_copy_(0, now.rows, now.point)
-        value.index_copy_(0, now.rows, now.value)
+        value.index_copy_(0, now.rows, now.value.clamp_max(-torch.finfo(value.dtype).tiny))
         return best, value
+
+
+def _asked(model: Model, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each point's margin [n] as the search sees it, and where that may be a misclassified image, bool [n]."""
+    logits = quick(model)(point)
+    if isinstance(model, Search):
+        return breach(logits, y), doubtful(model, logits, y)
+    height = _height(logits, y)
+    return height, height >= 0
+
+
+def _broken(model: Model, now: _Standing, doubt: Tensor) -> Tensor:
+    """Return which of the images are broken, bool [n]; low precision is never believed, its doubts are looked into."""
+    if isinstance(model, Search) and bool(doubt.any()):
+        asked = doubt.nonzero().squeeze(1)
+        return doubt.index_copy(0, asked, ~correct(model, now.point[asked], now.y[asked]))
+    return doubt
 
 
 def _height(logits: Tensor, y: Tensor) -> Tensor:
@@ -119,13 +138,13 @@ def _height(logits: Tensor, y: Tensor) -> Tensor:
     return torch.where(right(logits, y), height.clamp_max(-torch.finfo(height.dtype).tiny), height.clamp_min(0.0))
 
 
-def _broken_out(now: _Standing, best: Tensor, value: Tensor) -> _Standing:
+def _broken_out(now: _Standing, broken: Tensor, best: Tensor, value: Tensor) -> _Standing:
     """Return the images still right; where that is not all, write the state down first."""
-    left = (now.value < 0).nonzero().squeeze(1)
+    left = (~broken).nonzero().squeeze(1)
     if len(left) == len(now.rows):
         return now
     best.index_copy_(0, now.rows, now.point)
-    value.index_copy_(0, now.rows, now.value)
+    value.index_copy_(0, now.rows, torch.where(broken, now.value.clamp_min(0.0), now.value))
     return _Standing(*(field[left] for field in now))
 
 

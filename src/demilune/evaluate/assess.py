@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, final
-
-import torch
+from typing import Any, Literal, NamedTuple, final
 
 from demilune import __version__
 from demilune.console import Line, console
@@ -19,13 +17,12 @@ from demilune.core.random import Stream
 from demilune.data import Dataset, Split
 from demilune.diagnosis import diagnose
 from demilune.errors import DemiluneError
-from demilune.evaluate.interview import PAIRED, interview, normalisations
-from demilune.evaluate.subject import Subject, opened
+from demilune.evaluate.interview import check_labels, raised
+from demilune.evaluate.subject import Subject, opened, searching
 from demilune.evaluate.suite import STANDARD, Entry, Setting, suite
-from demilune.evaluate.table import Progress, evaluate, save_npz
+from demilune.evaluate.table import Findings, Progress, evaluate, save_npz
 from demilune.experiment import plain
-from demilune.foreign import Declared
-from demilune.results import Check, Evaluation
+from demilune.results import Check, Evaluation, Finding, Verdict
 from demilune.runs import RunFolder, disk_refusal, environment, read_json, write_json
 from demilune.runtime import hardware
 
@@ -52,6 +49,22 @@ class Request:
     folder: str = "evaluations"
     omitted: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Examination(NamedTuple):
+    """What was found of a network: rows, checks and per-image results; findings G1 to G11; the verdict."""
+
+    found: Findings
+    checks: tuple[Check, ...]
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+
+
+def concluded(found: Findings, asked: Sequence[Check], omitted: str, eps: float) -> Examination:
+    """Return what was found with the verdict on it: of rows, of what the network answered, and of what was left out."""
+    checks = (*found.checks, *(check for check in asked if check.name != "randomised"))
+    checks += (Check("omitted", "warning", omitted),) if omitted else ()
+    return Examination(found, checks, *diagnose(found.rows, found.images, checks, eps))
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -89,14 +102,8 @@ def assess(
         "step_ratio": request.step_ratio,
     }
     rng = Stream.of(request.seed, "evaluation", device=device)
-    first = split.take(torch.arange(min(len(split), 256), device=device))
-    x = subject.runtime.layout(first.pixels(slice(None)))
-    asked = interview(subject.model, x, first.labels, len(dataset.classes))
-    if isinstance(subject.model, Declared) and subject.declared is not None:
-        some = split.take(torch.arange(min(len(split), PAIRED), device=device))
-        x = subject.runtime.layout(some.pixels(slice(None)))
-        asked = (*asked, normalisations(subject.model.under, x, some.labels, subject.declared))
-        asked = (*asked, *(Check("weights", "pass", note) for note in subject.model.notes))
+    asked = subject.interviewed().asked
+    check_labels(split.labels, len(dataset.classes))
     begun = time.monotonic()
     with Line(console(), len(entries) + 1) as line:
         try:
@@ -106,20 +113,19 @@ def assess(
                 subject.ball,
                 entries,
                 rng,
-                lambda m: subject.runtime.search(m, device),
+                searching(subject.runtime, device),
                 subject.runtime.layout,
                 request.batch,
                 partial,
                 identity,
                 watching(line, stopping),
-                alone=not any(check.name == "batch" and check.level != "pass" for check in asked),
+                alone=not raised(asked, "batch"),
+                randomised=raised(asked, "randomised"),
             )
         except Stopped:
             return None, partial
     about = environment()
-    checks = (*found.checks, *(c for c in asked if c.name != "randomised"), *subject.checks)
-    checks += (Check("omitted", "warning", request.omitted),) if request.omitted else ()
-    findings, verdict = diagnose(found.rows, found.images, checks, subject.ball.eps)
+    ended = concluded(found, (*asked, *subject.checks), request.omitted, subject.ball.eps)
     result = Evaluation(
         subject=subject.name,
         checkpoint=subject.checkpoint,
@@ -136,13 +142,13 @@ def assess(
         randomised=found.randomised,
         search_precision=subject.runtime.precision,
         rows=found.rows,
-        checks=checks,
+        checks=ended.checks,
         seed=request.seed,
         seconds=time.monotonic() - begun,
         environment=about | {"device": hardware(device)},
         command=about["command"],
-        findings=findings,
-        verdict=verdict,
+        findings=ended.findings,
+        verdict=ended.verdict,
     )
     save_npz(target.with_suffix(".images.npz"), found.images)
     save_npz(target.with_suffix(".gallery.npz"), found.gallery)
@@ -168,6 +174,7 @@ def entries_of(subject: Subject, request: Request) -> tuple[Entry, ...]:
         len(subject.dataset.classes),
         {name: source.model for name, source in sources.items()},
         {name: source.sha256 for name, source in sources.items()},
+        request.batch,
     )
     return suite(request.attacks if request.attacks is not None else STANDARD, setting)
 
@@ -256,4 +263,4 @@ def chosen_images(dataset: Dataset, request: Request) -> Split:
     return split
 
 
-__all__ = ["Request", "Stopped", "assess", "chosen_images", "entries_of", "watching"]
+__all__ = ["Examination", "Request", "Stopped", "assess", "chosen_images", "concluded", "entries_of", "watching"]

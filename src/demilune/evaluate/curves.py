@@ -66,7 +66,8 @@ def measure(
     """Measure one of :data:`KINDS`, and return the files written, or None where ``stopping`` said to stop.
 
     ``frost`` is a folder of photographs, ``corrupted`` one of official CIFAR-C files; empty for what is found, and for
-    corruptions of our own. Rows go on where they were stopped; a survey begins anew.
+    corruptions of our own. Rows go on where they were stopped; a survey begins anew. What must stand beside a row
+    (frost that is missing) is printed.
     """
     if kind not in KINDS:
         raise unknown("curve", kind, KINDS)
@@ -81,6 +82,8 @@ def measure(
         found, where = assess(subject, None, one, stopping, entries)
         if found is None:
             return None
+        for note in dict.fromkeys(row.note for row in found.rows if row.note):
+            console().print(f"{kind}: {note}", soft_wrap=True, highlight=False)
         written.append(where)
     return written
 

@@ -14,15 +14,14 @@ from demilune.attacks import Model, frozen, seeded
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.data import Split
-from demilune.diagnosis import diagnose
 from demilune.errors import DemiluneError, unknown
-from demilune.evaluate.interview import interview
-from demilune.evaluate.subject import Subject
+from demilune.evaluate.assess import Examination, concluded
+from demilune.evaluate.interview import interview, raised
+from demilune.evaluate.subject import Subject, searching
 from demilune.evaluate.suite import Entry, Setting, suite
-from demilune.evaluate.table import EOT, Findings, evaluate
+from demilune.evaluate.table import EOT, evaluate
 from demilune.foreign import Still, cut_off
 from demilune.options import levels
-from demilune.results import Check, Finding, Verdict
 
 Budget = Literal["quick", "full"]
 
@@ -86,10 +85,10 @@ def estimate(subject: Subject, entries: Sequence[Entry], images: int) -> Estimat
     """
     split = subject.dataset.test
     x = subject.runtime.layout(split.pixels(slice(0, 64)).to(subject.device))
-    search = subject.runtime.search(subject.model, subject.device)
+    search = searching(subject.runtime, subject.device)(subject.model)
     with frozen(subject.model, "eval"):
         forward, gradient = _time(subject.model, x, False), _time(search, x, True)
-    passes = EOT if subject.randomised() else 1
+    passes = EOT if raised(subject.interviewed().asked, "randomised") else 1
     forwards = passes * sum(one.cost[0] * min(one.most or images, images) for one in entries)
     gradients = passes * sum(one.cost[1] * min(one.most or images, images) for one in entries)
     seconds = ((forwards - gradients) * forward + gradients * gradient) / len(x)
@@ -106,15 +105,6 @@ def _time(model: Model, x: Tensor, gradient: bool) -> float:
             total = float(torch.autograd.grad(logits.sum(), leaf)[0].sum() if gradient else logits.sum())
         taken.append(time.perf_counter() - begun + 0.0 * total)
     return min(taken)
-
-
-class Examination(NamedTuple):
-    """What was found of a callable: rows, checks and per-image results; findings G1 to G11; the verdict."""
-
-    found: Findings
-    checks: tuple[Check, ...]
-    findings: tuple[Finding, ...]
-    verdict: Verdict
 
 
 def examine(
@@ -149,16 +139,13 @@ def examine(
         asked = interview(module, split.pixels(slice(0, 256)), y[:256], classes)
         if cut_off(module, first):
             module = Still(module).eval()
-    random = any(check.name == "randomised" and check.level != "pass" for check in asked)
+    random = raised(asked, "randomised")
     left = omitted(names, ball) if isinstance(names, str) else ""
     named = attacks(names, ball, bool(sources), random) if isinstance(names, str) else names
-    entries = suite(named, Setting(0.25, ball.norm, classes, sources or {}))
-    alone = not any(check.name == "batch" and check.level != "pass" for check in asked)
-    rng = Stream.of(seed, "evaluation", device=x.device)
-    found = evaluate(module, split, ball, entries, rng, batch=batch, alone=alone)
-    checks = (*found.checks, *(check for check in asked if check.name != "randomised"))
-    checks += (Check("omitted", "warning", left),) if left else ()
-    return Examination(found, checks, *diagnose(found.rows, found.images, checks, ball.eps))
+    entries = suite(named, Setting(0.25, ball.norm, classes, sources or {}, room=batch))
+    rng, alone = Stream.of(seed, "evaluation", device=x.device), not raised(asked, "batch")
+    found = evaluate(module, split, ball, entries, rng, batch=batch, alone=alone, randomised=random)
+    return concluded(found, asked, left, ball.eps)
 
 
 def _classes(model: Model, x: Tensor, y: Tensor) -> int:

@@ -8,8 +8,11 @@ otherwise than in training.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -48,13 +51,14 @@ KNOWN: Mapping[str, tuple[float, float, tuple[float, ...], tuple[float, ...]]] =
 class _Answers(NamedTuple):
     """What one pass with gradient gave: logits [N,K] as they were, each image's largest |gradient| of two losses, [N].
 
-    ``refused`` says why there is no gradient, "" where there is.
+    ``refused`` says why there is no gradient, "" where there is. ``dynamic``: the model took gradients to answer.
     """
 
     logits: Tensor
     entropy: Tensor
     margin: Tensor
     refused: str
+    dynamic: bool
 
 
 def interview(model: Model, x: Tensor, y: Tensor, classes: int) -> tuple[Check, ...]:
@@ -67,16 +71,11 @@ def interview(model: Model, x: Tensor, y: Tensor, classes: int) -> tuple[Check, 
     Raises DemiluneError for labels outside the classes, and for a model that fails on the images or returns anything
     but logits [N,K].
     """
-    strange = ((y < 0) | (y >= classes)).nonzero().flatten().tolist()
-    if strange:
-        raise DemiluneError(
-            f"image {strange[0]} has the label {int(y[strange[0]])}, and the {classes} classes are 0 to {classes - 1}: "
-            "name the right data, or declare the number of classes"
-        )
+    check_labels(y, classes)
     check_images(x, y)
     with frozen(model, "keep"), seeded(Stream.of(0, "interview"), x.device):
         answers = _ask(model, x, y, classes)
-        random = is_randomised(model, x[:CHUNK])
+        random = is_randomised(lambda some: _logits(model, some, classes), x[:CHUNK])
         company = () if random else (_company(model, x[:CHUNK], answers.logits[:CHUNK], classes),)
     finite = answers.logits.isfinite().all(dim=1)
     return (
@@ -84,11 +83,35 @@ def interview(model: Model, x: Tensor, y: Tensor, classes: int) -> tuple[Check, 
         _numbers(finite),
         _probabilities(answers.logits[finite]),
         _random(random, len(x[:CHUNK])),
+        _dynamic(answers.dynamic),
         *company,
         *_gradient(answers, finite),
         _predictions(answers.logits[finite], y[finite]),
         _accuracy(answers.logits, finite, y, classes),
     )
+
+
+def first_look(model: Model, x: Tensor, y: Tensor, classes: int) -> None:
+    """Refuse what :func:`interview` refuses, in one pass forward, before anything is kept of a model."""
+    check_labels(y, classes)
+    check_images(x, y)
+    with frozen(model, "keep"), seeded(Stream.of(0, "interview"), x.device), torch.no_grad():
+        _logits(model, x, classes)
+
+
+def raised(found: Iterable[Check], name: str) -> bool:
+    """Say whether the check of that name is there, and did not pass."""
+    return any(check.name == name and check.level != "pass" for check in found)
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """Refuse labels outside the classes."""
+    strange = ((y < 0) | (y >= classes)).nonzero().flatten().tolist()
+    if strange:
+        raise DemiluneError(
+            f"image {strange[0]} has the label {int(y[strange[0]])}, and the {classes} classes are 0 to {classes - 1}: "
+            "name the right data, or declare the number of classes"
+        )
 
 
 def _mode(model: Model) -> tuple[Check, ...]:
@@ -112,9 +135,11 @@ def _logits(model: Model, x: Tensor, classes: int) -> Tensor:
         raise
     except Exception as error:  # a model may fail in any way
         told = (str(error).strip().splitlines() or [""])[0][:200]
+        remedy = "check that their size and channels are what it was made for"
+        if "does not require grad" in told:
+            remedy = "where its forward takes gradients itself, let it do so under torch.enable_grad()"
         raise DemiluneError(
-            f"the model fails on images {list(x.shape)} ({type(error).__name__}: {told}): check that their size and "
-            "channels are what it was made for"
+            f"the model fails on images {list(x.shape)} ({type(error).__name__}: {told}): {remedy}"
         ) from error
     if not isinstance(found, Tensor):
         what = "None" if found is None else f"an object of type {type(found).__name__}"
@@ -130,7 +155,12 @@ def _logits(model: Model, x: Tensor, classes: int) -> Tensor:
         )
     if found.shape != (len(x), classes):
         several = found.dim() == 2 and len(found) == len(x)
-        remedy = f"declare {found.shape[1]} classes, or name the data it was made for" if several else "return those"
+        remedy = "return those"
+        if several:
+            remedy = (
+                f"name data of its {found.shape[1]} classes (--data NAME), or make one of {classes} (in the function, "
+                f"as num_classes={classes}) with weights for these"
+            )
         if found.shape in ((len(x),), (len(x), 1)) and classes == 2:
             remedy = "return the two logits 0 and z where it has one, z"
         raise DemiluneError(
@@ -144,18 +174,20 @@ def _ask(model: Model, x: Tensor, y: Tensor, classes: int) -> _Answers:
     """Run every image once, with the gradients of the cross-entropy and of the margin at it."""
     parts = [_ask_some(model, *part, classes) for part in zip(x.split(CHUNK), y.split(CHUNK), strict=True)]
     logits, entropy, margins = (torch.cat(each) for each in list(zip(*parts, strict=True))[:3])
-    return _Answers(logits, entropy, margins, next((part.refused for part in parts if part.refused), ""))
+    refused = next((part.refused for part in parts if part.refused), "")
+    return _Answers(logits, entropy, margins, refused, any(part.dynamic for part in parts))
 
 
 def _ask_some(model: Model, x: Tensor, y: Tensor, classes: int) -> _Answers:
     sizes = []
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
-        logits = _logits(model, leaf, classes)
-        found = logits.detach()
+        with _watched() as taken:
+            logits = _logits(model, leaf, classes)
+        found, dynamic = logits.detach(), bool(taken)
         nothing = torch.zeros(len(x), device=x.device)
         if not logits.requires_grad:
-            return _Answers(found, nothing, nothing, "its answer has no gradient")
+            return _Answers(found, nothing, nothing, "its answer has no gradient", dynamic)
         finite = found.isfinite().all(dim=1)
         for loss in (cross_entropy, margin):
             try:
@@ -163,11 +195,32 @@ def _ask_some(model: Model, x: Tensor, y: Tensor, classes: int) -> _Answers:
                     loss(logits[finite], y[finite]).sum(), leaf, retain_graph=loss is cross_entropy, allow_unused=True
                 )
             except RuntimeError as error:
-                return _Answers(found, nothing, nothing, str(error).strip().splitlines()[0][:200])
+                return _Answers(found, nothing, nothing, str(error).strip().splitlines()[0][:200], dynamic)
             if gradient is None:
-                return _Answers(found, nothing, nothing, "its answer is cut off from the image")
+                return _Answers(found, nothing, nothing, "its answer is cut off from the image", dynamic)
             sizes.append(gradient.detach().flatten(1).abs().amax(dim=1).float())
-    return _Answers(found, sizes[0], sizes[1], "")
+    return _Answers(found, sizes[0], sizes[1], "", dynamic)
+
+
+@contextmanager
+def _watched() -> Iterator[list[str]]:
+    """Note the calls of autograd in this thread, as AutoAttack does: a dynamic model takes gradients to answer.
+
+    Profiling sees every way there is, torch.func's too, but those inside a compiled program.
+    """
+    inside = {torch.autograd.grad.__code__: "grad", torch.autograd.backward.__code__: "backward"}
+    taken = list[str]()
+
+    def see(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code in inside:
+            taken.append(inside[frame.f_code])
+
+    before = sys.getprofile()
+    sys.setprofile(see)
+    try:
+        yield taken
+    finally:
+        sys.setprofile(before)
 
 
 def _numbers(finite: Tensor) -> Check:
@@ -203,6 +256,16 @@ def _random(random: bool, n: int) -> Check:
         text = "the model answers differently on the same images: gradients and verdicts are draws, to be averaged"
         return Check("randomised", "warning", text)
     return Check("randomised", "pass", f"five passes over {n} images gave the same answers")
+
+
+def _dynamic(dynamic: bool) -> Check:
+    if dynamic:
+        text = (
+            "the model takes gradients to answer: it fits itself anew to what it is asked (a dynamic defence), and "
+            "attacks that take it for a fixed function may break less than there is to break; attack what it does too"
+        )
+        return Check("dynamic", "warning", text)
+    return Check("dynamic", "pass", "the model takes no gradients to answer")
 
 
 def _company(model: Model, x: Tensor, asked: Tensor, classes: int) -> Check:

@@ -5,25 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from demilune.attacks import frozen, seeded
+from demilune.attacks import Model, Search, frozen, seeded
 from demilune.checkpoint import Checkpoint, fill, load_run
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.data import Data, Dataset
 from demilune.errors import DemiluneError
-from demilune.evaluate.interview import interview
-from demilune.evaluate.table import is_randomised
+from demilune.evaluate.interview import PAIRED, first_look, interview, normalisations
 from demilune.experiment import Experiment, build, difference, name_of, plain, stored
-from demilune.foreign import FACTORY, PROGRAMS, Declaration, Declared, Still, cut_off, load_declared
+from demilune.foreign import (
+    FACTORY,
+    LIBRARIES,
+    PROGRAMS,
+    Declaration,
+    Declared,
+    Still,
+    cut_off,
+    load_declared,
+    published,
+)
 from demilune.methods import ORIGIN
 from demilune.models import create
 from demilune.options import flat, overlaid
@@ -33,6 +42,9 @@ from demilune.runtime import Runtime
 
 DECLARED = "model.json"
 """The file of a foreign model's folder: what was declared of it, its data, its ball."""
+
+ASKED = 256
+"""Images that a network is interviewed on."""
 
 
 @final
@@ -58,6 +70,7 @@ class Subject:
     ``file`` is its checkpoint or declaration, ``home`` the folder its results go to (None: beside the file),
     ``stem`` how they are called; ``sha256`` fingerprints the weights. ``declared`` is None for a network trained here.
     ``apart``: the fields of data, ball and runtime that were asked to be otherwise than the file says, by dotted name.
+    ``asked`` is what it answered when it was interviewed, empty before.
     """
 
     name: str
@@ -76,17 +89,48 @@ class Subject:
     checks: tuple[Check, ...] = ()
     declared: Declaration | None = None
     apart: Mapping[str, Any] = field(default_factory=dict)
+    asked: tuple[Check, ...] = ()
 
-    def randomised(self) -> bool:
-        """Say whether the network answers differently on the same images."""
-        x = self.runtime.layout(self.dataset.test.pixels(slice(0, 64)).to(self.device))
-        with frozen(self.model, "eval"), seeded(Stream.of(0, "randomised"), self.device):
-            return is_randomised(self.model, x)
+    def interviewed(self) -> Subject:
+        """Return the same with what it answers of itself, once for a whole command.
+
+        It is asked on 256 of its images, and about its normalisation, where that was declared, on 500; test images
+        where there are any. Raises DemiluneError as :func:`~demilune.evaluate.interview.interview` does.
+        """
+        if self.asked:
+            return self
+        data, layout = self.dataset, self.runtime.layout
+        kind: Literal["test", "validation", "train"] = (
+            "test" if len(data.test) else "validation" if len(data.validation) else "train"
+        )
+        few, more = (data.sample(kind, n).to(self.device) for n in (ASKED, PAIRED))
+        asked = interview(self.model, layout(few.pixels(slice(None))), few.labels, len(data.classes))
+        if isinstance(self.model, Declared) and self.declared is not None:
+            x = layout(more.pixels(slice(None)))
+            asked = (*asked, normalisations(self.model.under, x, more.labels, self.declared))
+            asked = (*asked, *(Check("weights", "pass", note) for note in self.model.notes))
+        return replace(self, asked=asked)
 
     @property
     def parameters(self) -> int:
         """Number of weights."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def searching(runtime: Runtime, device: torch.device) -> Callable[[Model], Model]:
+    """Return what makes of a model the one to search with: itself in float32, else a :class:`Search`."""
+
+    def made(model: Model) -> Model:
+        if runtime.precision == "float32":
+            return model
+
+        def quick(x: Tensor) -> Tensor:
+            with runtime.autocast(device):
+                return model(x)
+
+        return Search(model, quick)
+
+    return made
 
 
 def is_foreign(path: Path) -> bool:
@@ -159,20 +203,28 @@ def declare(path: Path, given: Mapping[str, Any], fields: Mapping[str, Any]) -> 
     trial = build(Trial, overlaid({"data": {"name": given["data"]}}, fields))
     dataset = trial.data.load()
     low, high = _bounds(given.get("bounds", (0.0, 1.0)))
+    model, mean, std = str(path if factory else path.resolve()), given.get("mean", ()), given.get("std", ())
+    if given.get("pretrained") and model.partition(":")[0] in LIBRARIES:
+        # Its full name is kept, which another version of the library takes for the same weights.
+        says = published(model, given.get("classes", len(dataset.classes)), dataset.shape[0])
+        model = says.model
+        if not given.keys() & {"mean", "std", "bounds"}:
+            mean, std = says.mean, says.std
     weights = Path(given["weights"]).resolve() if "weights" in given else None
     file = weights or (None if factory else path)
     declaration = Declaration(
-        model=str(path if factory else path.resolve()),
+        model=model,
         weights=None if weights is None else str(weights),
         weights_sha256=_sha256(file) if file is not None and file.is_file() else None,
         low=low,
         high=high,
-        mean=given.get("mean", ()),
-        std=given.get("std", ()),
+        mean=mean,
+        std=std,
         classes=given.get("classes", len(dataset.classes)),
         channels=dataset.shape[0],
         trust=given.get("trust", False),
         part=given.get("part", ""),
+        pretrained=given.get("pretrained", False),
     )
     file = home / DECLARED
     if file.exists():
@@ -245,7 +297,7 @@ def declared(file: Path, settings: Mapping[str, Any]) -> Subject:
     """Return the foreign model that a declaration describes."""
     written = told(file)
     model, weights = written.declaration.model, written.declaration.weights
-    for lost in (weights, None if FACTORY.fullmatch(model) else model):
+    for lost in (weights, None if written.declaration.library or FACTORY.fullmatch(model) else model):
         if lost is not None and not Path(lost).exists():
             raise DemiluneError(
                 f"{file} names a file that is not there, {lost}: put it back, or declare the model anew, with another "
@@ -273,7 +325,7 @@ def made(
     if declaration.classes != len(dataset.classes):
         raise DemiluneError(
             f"{declaration.model} is declared to tell {declaration.classes} classes apart; {dataset.name} has "
-            f"{len(dataset.classes)}: name its own data, or leave --classes out"
+            f"{len(dataset.classes)}: name its own data (--data NAME), or leave --classes out"
         )
     model = load_declared(declaration, device).eval()
     placed = trial.runtime.place(model, device)
@@ -304,7 +356,7 @@ def answered(model: Declared, dataset: Dataset, runtime: Runtime, device: torch.
     if len(some) == 0:
         return ()
     x = runtime.layout(some.pixels(slice(None)))
-    interview(model, x, some.labels, len(dataset.classes))
+    first_look(model, x, some.labels, len(dataset.classes))
     with frozen(model, "keep"), seeded(Stream.of(0, "gradient"), device):
         why = cut_off(model, x)
     if not why:

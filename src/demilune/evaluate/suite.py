@@ -27,6 +27,7 @@ from demilune.attacks import (
     Model,
     MultiTargeted,
     Rescaled,
+    Search,
     Square,
     TargetedAPGD,
     Transfer,
@@ -88,7 +89,8 @@ class Entry:
 class Setting:
     """What the meaning of a name depends on: relative step size, ball, number of classes, models to transfer from.
 
-    ``sources`` are models, named by what is told of them; ``files`` fingerprints them.
+    ``sources`` are models, named by what is told of them; ``files`` fingerprints them. ``room``: images in a pass up to
+    which AutoAttack's parts run several targets of few images together; it changes no verdict.
     """
 
     step_ratio: float = 0.25
@@ -96,6 +98,7 @@ class Setting:
     classes: int = 10
     sources: Mapping[str, Model] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    room: int = 0
 
 
 def plain(
@@ -136,7 +139,7 @@ def iterations(steps: int, ratio: float) -> Entry:
         still = torch.ones_like(y, dtype=torch.bool)
         for k, (point, logits) in enumerate(of.path(search, x, y, ball, rng)):
             # One trajectory holds every K: its float32 gradient steps give the verdicts, only the end costs a pass.
-            precise = logits is not None and logits.dtype in (torch.float32, torch.float64)
+            precise = logits is not None and not isinstance(search, Search)
             now = right(logits, y) if logits is not None and precise else correct(model, point, y)
             check_allowed(point, x, ball)
             still = still & now if k else still
@@ -273,19 +276,19 @@ CASCADES: Mapping[str, Cascade] = {
 
 def components(setting: Setting) -> Mapping[str, Component]:
     """Return AutoAttack's parts by name; where DLR does not exist the note says what took its place."""
-    targets = min(9, setting.classes - 1)
+    targets, room = min(9, setting.classes - 1), setting.room
 
     def apgd(row: str, title: str, of: APGD) -> Component:
         passes = of.restarts * (of.steps + 1)
         return Component(row, title, of, (passes + 2, passes), of.instead(setting.classes))
 
-    aimed, fabt, fab, square = TargetedAPGD(), FABT(), FAB(restarts=5), Square()
+    aimed, fabt, fab, square = TargetedAPGD(room=room), FABT(room=room), FAB(restarts=5, room=room), Square()
     gradients = targets * (aimed.steps + 1)
     found = (
         apgd("apgd_ce", "APGD-CE", APGD("ce")),
         apgd("apgd_dlr", "APGD-DLR", APGD("dlr")),
-        apgd("apgd_ce5", "APGD-CE×5", APGD("ce", restarts=5)),
-        apgd("apgd_dlr5", "APGD-DLR×5", APGD("dlr", restarts=5)),
+        apgd("apgd_ce5", "APGD-CE×5", APGD("ce", restarts=5, room=room)),
+        apgd("apgd_dlr5", "APGD-DLR×5", APGD("dlr", restarts=5, room=room)),
         Component("apgd_t", "APGD-T", aimed, (gradients + 2, gradients), aimed.instead(setting.classes)),
         Component("fab_t", "FAB-T", fabt, (2 * targets * fabt.steps + 2, targets * fabt.steps), ""),
         Component("fab5", "FAB×5", fab, _untargeted(fab, setting.classes), ""),

@@ -76,20 +76,24 @@ def evaluate(
     watch: Callable[[Progress], None] = lambda progress: None,
     examples: int = 6,
     alone: bool = True,
+    randomised: bool | None = None,
 ) -> Findings:
     """Attack every image with every entry.
 
-    ``search`` gives the model in the precision to search in; verdicts are the model's own, in float32. With
+    ``search`` gives the model in the precision to search in, itself or a :class:`~demilune.attacks.Search`; verdicts are
+    the model's own, in float32. With
     ``partial`` the per-image results so far are kept in that file, and an interrupted evaluation of the same
     ``identity`` goes on where it stopped. Draws are addressed by image, so neither ``batch`` nor an interruption
     changes one. Images that need no attack (wrong when clean, or broken by the entry that this one comes ``after``)
     are left out before batches are made. ``watch`` may raise to stop. ``alone``: a model's answer to an image depends
-    on nothing else; where it does, rows may contradict each other.
+    on nothing else; where it does, rows may contradict each other. ``randomised``: it answers by chance, None where
+    nobody asked.
     Raises DemiluneError where ε = 0 does not give exactly the clean accuracy, or a result contradicts itself.
     """
     with frozen(model, "eval"):
-        with seeded(rng.sub("randomised"), split.ids.device):
-            randomised = is_randomised(model, layout(split.pixels(_range(split, 0, 64))))
+        if randomised is None:
+            with seeded(rng.sub("randomised"), split.ids.device):
+                randomised = is_randomised(model, layout(split.pixels(_range(split, 0, 64))))
         state = Progress("clean", 0, len(split), 0, 0.0)
 
         def tick(forwards: int) -> None:

@@ -349,7 +349,7 @@ def differences(pairs: Sequence[tuple[str, str, Difference]], name: str) -> Draw
     return drawn(
         name,
         "Worst-case accuracy on the same images, first minus second, with two standard errors to either side. Full: "
-        f"more than chance; hollow: not.{more}",
+        f"beyond these; hollow: within.{more}",
         f"In points: {told}.",
         (theme.WIDTH, 0.7 + 0.24 * len(shown)),
         draw,

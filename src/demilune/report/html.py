@@ -17,6 +17,7 @@ from typing import Any, final
 import jinja2
 from markupsafe import Markup, escape
 
+from demilune.paired import LEVEL
 from demilune.report import compare, figures, seeds, tables, theme, verdicts
 from demilune.report.compare import Pair
 from demilune.report.gallery import galleries
@@ -155,9 +156,11 @@ def comparison(pair: Pair) -> str:
     found, first, second = pair.difference, pair.first.label, pair.second.label
     if found is None:
         return f"{first} and {second} cannot be compared: no per-image results of the same images"
-    figure = f"{theme.signed(found.value)} ± {theme.percent(found.error)} points, paired on {found.n:,} images"
-    if not found.clear:
-        return f"there is no difference beyond 2 standard errors between {first} and {second} ({figure})"
+    p = f"p {'' if pair.corrected < 1e-4 else '= '}{compare.probability(pair.corrected)}"
+    figure = f"{theme.signed(found.value)} ± {theme.percent(found.error)} points, paired on {found.n:,} images, {p}"
+    figure += f"; {pair.note}" if pair.note else ""
+    if not pair.clear:
+        return f"there is no difference at {100 * LEVEL:g} % between {first} and {second} ({figure})"
     return f"{first} beats {second} ({figure})"
 
 
@@ -256,6 +259,7 @@ def page(
         "percent": theme.percent,
         "signed": theme.signed,
         "inline": lambda drawing: theme.inline(drawing.svg, drawing.name),
+        "probability": compare.probability,
         "soft": lambda text: Markup(str(escape(text)).replace("_", "_<wbr>")),
         "key": lambda entry: theme.key(entry.run, entry.place),
         "valued": valued,

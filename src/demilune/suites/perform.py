@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from demilune.automatic import stepping
 from demilune.core.random import Stream
 from demilune.evaluate.assess import Request, assess
 from demilune.evaluate.curves import corruptions, measure
 from demilune.evaluate.subject import opened
 from demilune.experiment import Experiment, completed, name_of, stored
-from demilune.methods import RAT, Batch
-from demilune.models import create
+from demilune.methods import RAT
 from demilune.runs import RunFolder, environment, read_json, write_json
 from demilune.runtime import enough_memory, hardware
 from demilune.suites.base import Cell, slug
 from demilune.suites.cost import SHAPES, learn
 from demilune.suites.plane import plane
 from demilune.suites.record import Made, finished, pace_record
-from demilune.train import step
 
 Train = Callable[[Experiment, RunFolder], bool]
 """Trains, or goes on, in a folder; False where somebody stopped it."""
@@ -105,12 +100,12 @@ def paced(cell: Cell, first: Cell) -> Made:
     turns = {"mine": cell.experiment, "first": first.experiment}
     if cell.trained == first.trained:
         turns.pop("first")
-    steps = {name: _stepping(experiment, device) for name, experiment in turns.items()}
-    for round_ in range(ROUNDS + 1):
+    data = name_of(cell.experiment.data)
+    shape, classes = SHAPES.get(data, (3, 32, 32)), 100 if data == "cifar100" else 10
+    steps = {name: stepping(experiment, shape, classes, device) for name, experiment in turns.items()}
+    for _ in range(ROUNDS + 1):
         for name, take in steps.items():
-            begun = time.perf_counter()
-            take(round_)
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(take())
     mine = seconds["mine"][1:]
     ratios = [a / b for a, b in zip(mine, seconds["first"][1:], strict=True)] if "first" in turns else [1.0]
     found: dict[str, Any] = {
@@ -122,33 +117,6 @@ def paced(cell: Cell, first: Cell) -> Made:
     }
     about = environment() | {"device": hardware(device)}
     return pace_record(cell, found, about)
-
-
-def _stepping(experiment: Experiment, device: torch.device) -> Callable[[int], None]:
-    """Return what takes a training step on random images: its cost does not depend on them."""
-    data = name_of(experiment.data)
-    channels, height, width = SHAPES.get(data, (3, 32, 32))
-    classes = 100 if data == "cifar100" else 10
-    runtime, training = experiment.runtime, experiment.training
-    draw = Stream.of(0, "pace", device=device)
-    x = runtime.layout(draw.uniform("x", (training.batch, channels, height, width)))
-    ids = torch.arange(training.batch, device=device)
-    batch = Batch(x, draw.integers("y", (training.batch,), 0, classes), classes, ids, 10_000)
-    net = create(experiment.model, channels, classes, [0.5] * channels, [0.25] * channels, Stream.of(0, "net"))
-    model = runtime.place(net, device).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=training.momentum)
-    autocast = functools.partial(runtime.autocast, device)
-
-    def take(number: int) -> None:
-        rng = draw.sub(number)
-        step(
-            model, optimizer, experiment.method, batch, experiment.ball, rng, training.parts, autocast,
-            experiment.move,
-        )  # fmt: skip
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return take
 
 
 __all__ = ["asked", "paced", "trained"]
