@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.flops import layers
 from benchmarks.setting import BALL, CHANNELS, CLASSES, STEP, STEPS, Setting
 from demilune.attacks import PGD, frozen
 from demilune.cli import checkpoint_files
@@ -32,7 +31,7 @@ from demilune.evaluate.table import Findings, evaluate
 from demilune.experiment import build, plain
 from demilune.methods import RAT, SAT, Method
 from demilune.models import Normalized, create
-from demilune.runtime import Runtime
+from demilune.runtime import Runtime, hazard, low_precision
 from demilune.train import added, draw, step
 
 Arm = Literal["off", "float32", "on"]
@@ -43,10 +42,7 @@ METHODS: dict[str, Method] = {"sat": SAT(PGD(STEPS, STEP)), "rat": RAT(PGD(STEPS
 
 def levers(device: torch.device) -> dict[str, Any]:
     """Return the levers that are on unless others are asked for: those worth it on this hardware."""
-    if device.type == "cuda":
-        return {"channels_last": True, "precision": "bf16"}
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return {"channels_last": True, "precision": "bf16" if fast else "float32"}
+    return {"channels_last": True, "precision": "bf16" if low_precision(device) else "float32"}
 
 
 def runtime(setting: Setting, arm: Arm) -> Runtime:
@@ -58,22 +54,13 @@ def runtime(setting: Setting, arm: Arm) -> Runtime:
 
 
 def check(setting: Setting) -> None:
-    """Refuse what takes the process down, or makes wrong gradients without a word (oneDNN's issue 6035).
-
-    The gradient in the weights of a strided 1×1 convolution in NHWC writes past its memory where there are fewer input
-    channels than a register holds: seen for 2 to 7 with AVX2 (torch 2.13); with AVX-512, for up to 15, taken from the
-    issue.
-    """
-    if setting.device != "cpu" or not runtime(setting, "on").channels_last:
+    """Refuse what takes the process down, or makes wrong gradients without a word (oneDNN's issue 6035)."""
+    if not runtime(setting, "on").channels_last:
         return
-    block = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
     net = create(setting.architecture(), CHANNELS, CLASSES, [0.5] * CHANNELS, [0.25] * CHANNELS, Stream.of(0))
-    for layer in layers(net, CHANNELS, setting.side):
-        if layer.kernel == (1, 1) and layer.stride != (1, 1) and 2 <= layer.given[0] < block:
-            raise DemiluneError(
-                f"{setting.title()}: torch corrupts memory in strided 1×1 convolutions of {layer.given[0]} channels in "
-                f"NHWC; they need {block} channels: give a larger --width, or --runtime.channels_last false"
-            )
+    danger = hazard(net, setting.place)
+    if danger:
+        raise DemiluneError(f"{setting.title()}: {danger}: give a larger --width, or --runtime.channels_last false")
 
 
 def arms(setting: Setting) -> list[Arm]:
@@ -132,7 +119,7 @@ def pgd(setting: Setting, arm: Arm, x: Tensor, y: Tensor) -> Callable[[], Tensor
     """Return PGD-10 from the images themselves, as an evaluation runs it; it gives the adversarial images."""
     how, device = runtime(setting, arm), setting.place
     with running(how):
-        model = how.place(network(setting), device)
+        model = how.compiled(how.place(network(setting), device))
     search, given = how.search(model, device), how.layout(x)
     attack, rng = PGD(STEPS, STEP, random_start=False), Stream.of(0, "pgd", device=device)
 
@@ -151,7 +138,7 @@ class Trainer:
         self.data = dataset(setting, loaded(setting))
         self.batch, self.root = setting.batch, Stream.of(0, "train", device=self.device)
         with running(self.how):
-            self.model = self.how.place(network(setting), self.device).train()
+            self.model = self.how.compiled(self.how.place(network(setting), self.device)).train()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=2e-4)
         self.done, self.rows, self.tally = 0, torch.empty(0), dict[str, Note]()
 

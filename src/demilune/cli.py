@@ -671,7 +671,7 @@ def curves(argv: Sequence[str]) -> int:
     frost, corrupted = getattr(options, "frost", ""), getattr(options, "corrupted", "")
     for file in subjects(options):
         with interruptible() as stopping, enough_memory():
-            subject = opened(file, request.settings).interviewed()
+            subject = opened(file, request.settings).interviewed(request.limit)
             if "corruptions" in only:  # before hours of other kinds
                 corruptions(subject, request, frost, corrupted)
             for kind in only:
@@ -790,7 +790,8 @@ def run_all(options: argparse.Namespace, request: Callable[[Subject], Request], 
 
     for file in subjects(options):
         with interruptible() as stopping, enough_memory():
-            subject = opened(file, common(options)["settings"]).interviewed()
+            given = common(options)
+            subject = opened(file, given["settings"]).interviewed(given["limit"])
             asked = request(subject)
             entries = entries_of(subject, asked)
             count = len(chosen_images(subject.dataset, asked))
@@ -972,6 +973,7 @@ def compare(argv: Sequence[str]) -> int:
     parser.add_argument("--baseline", type=place, metavar="RUN", help="compare each with this one (default: all pairs)")
     parser.add_argument("--out", type=place, metavar="FILE", help="a .json, .csv or .md to write besides")
     options = parser.parse_args(argv)
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from demilune.comparison import check, write
@@ -984,7 +986,7 @@ def compare(argv: Sequence[str]) -> int:
     baseline = Path(options.baseline) if "baseline" in options else None
     found = compared([Path(path) for path in options.runs], getattr(options, "row", ""), baseline)
     numbers = found.numbers()
-    table = Table(title=found.caption, title_justify="left")
+    table = Table(title=found.caption, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for i, head in enumerate(numbers.head):
         table.add_column(head, justify="left" if i < 2 else "right", no_wrap=i >= 2, overflow="fold")
     for line in numbers.lines:

@@ -18,8 +18,8 @@ from typing import Any, final
 from demilune.diagnosis import AUTOATTACK
 from demilune.errors import DemiluneError, unknown
 from demilune.paired import LEVEL
-from demilune.report import theme
-from demilune.report.compare import Pair, attacks, compared, corrected, probability
+from demilune.report import theme, verdicts
+from demilune.report.compare import Pair, alike, compared, corrected, probability, rank
 from demilune.report.curves import Numbers
 from demilune.report.files import Setting, setting
 from demilune.report.read import Entry, Run, read
@@ -30,7 +30,7 @@ ENDINGS = (".json", ".csv", ".md")
 
 FIELDS = (
     "first", "second", "row", "n", "first_accuracy", "second_accuracy", "difference", "standard_error", "first_only",
-    "second_only", "p", "p_corrected", "note", "first_file", "second_file",
+    "second_only", "p", "p_corrected", "note", "first_verdict", "second_verdict", "first_file", "second_file",
 )  # fmt: skip
 """What is written of a pair: accuracies, difference and its error in [0,1]; first_only and second_only are images."""
 
@@ -128,9 +128,11 @@ class Comparison:
 def _plain(pair: Pair) -> dict[str, Any]:
     found = pair.difference
     names = {"first": pair.first.label, "second": pair.second.label, "row": pair.row}
-    files = {"note": pair.note, "first_file": str(pair.first.path), "second_file": str(pair.second.path)}
+    told = {"note": pair.note}
+    for place, entry in (("first", pair.first), ("second", pair.second)):
+        told |= {f"{place}_verdict": verdicts.short(entry.verdict), f"{place}_file": str(entry.path)}
     if found is None:
-        return dict.fromkeys(FIELDS) | names | {"n": 0} | files
+        return dict.fromkeys(FIELDS) | names | {"n": 0} | told
     one, other = pair.accuracies
     return {
         **names,
@@ -143,7 +145,7 @@ def _plain(pair: Pair) -> dict[str, Any]:
         "second_only": pair.losses,
         "p": pair.p,
         "p_corrected": pair.corrected,
-        **files,
+        **told,
     }
 
 
@@ -189,12 +191,7 @@ def _known(run: Run) -> list[Entry]:
         raise DemiluneError(
             f"{run.label} has no per-image results ({beside}): put that file back, or evaluate it again"
         )
-    return sorted(found, key=_rank)
-
-
-def _rank(entry: Entry) -> tuple[bool, int, int]:
-    found = entry.evaluation
-    return not found.checkpoint.startswith("best"), -found.rows[0].n, -len(found.rows)
+    return sorted(found, key=rank)
 
 
 def _shared_setting(runs: Sequence[Run], known: Sequence[Sequence[Entry]]) -> Setting:
@@ -235,9 +232,9 @@ def _chosen(runs: Sequence[Run], known: Sequence[Sequence[Entry]], row: str) -> 
             )
         return row, [_having(entries, row)[0] for entries in known]
     for entry in known[0]:
-        alike = [[one for one in entries if _alike(one, entry)] for entries in known]
-        if _having([entry], "worst") and all(alike):
-            return "worst", [entries[0] for entries in alike]
+        same = [[one for one in entries if alike(one, entry)] for entries in known]
+        if all(same):
+            return "worst", [entries[0] for entries in same]
     shared = _shared(known)
     strongest = [name for name in AUTOATTACK if name in shared] or [
         name for name in shared if name not in ("clean", "worst")
@@ -247,11 +244,6 @@ def _chosen(runs: Sequence[Run], known: Sequence[Sequence[Entry]], row: str) -> 
     if strongest[0] not in AUTOATTACK:
         strongest.sort(key=lambda name: sum(_accuracy(_having(entries, name)[0], name) for entries in known))
     return strongest[0], [_having(entries, strongest[0])[0] for entries in known]
-
-
-def _alike(one: Entry, other: Entry) -> bool:
-    """Say whether the worst case of two evaluations is that of the same attacks."""
-    return bool(_having([one], "worst")) and attacks(one.evaluation, "worst") == attacks(other.evaluation, "worst")
 
 
 def _having(entries: Sequence[Entry], row: str) -> list[Entry]:
@@ -271,6 +263,7 @@ def _accuracy(entry: Entry, row: str) -> float:
 
 
 def _notes(chosen: Sequence[Entry], pairs: Sequence[Pair]) -> Iterator[str]:
+    yield verdicts.told(chosen)
     for pair in pairs:
         if pair.difference is None:
             yield f"{pair.first.label} and {pair.second.label} share no image."

@@ -112,7 +112,8 @@ class Evaluation:
     """Everything one evaluation of one checkpoint found.
 
     ``rows`` begin with "clean"; the last is "worst", the images no attack of the table broke: an upper bound
-    on robust accuracy, because a stronger attack may break more.
+    on robust accuracy, because a stronger attack may break more. An attack on fewer images lowers it on these alone,
+    which its note says.
     ``ids`` and per-image results lie beside the JSON in ``<stem>.images.npz``: ``ids`` int64 [n], ``labels``
     int64 [n], ``right.<row>`` and ``after.<row>`` bool [n]; for a row with fewer images also ``place.<row>``, int64,
     which of the images its entries are. Example images lie in ``<stem>.gallery.npz``.

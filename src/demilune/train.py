@@ -345,7 +345,7 @@ def claim(
                 f"{path} holds another experiment: {changed}; resume it as it was (leave out the preset and its "
                 "settings), or name another folder"
             )
-        for name in (".*.safetensors.*", ".*.json.*", ".*.jsonl.*", ".tmp*"):  # what a kill left half-written, by us or safetensors
+        for name in (".*.safetensors.*", ".*.json.*", ".*.jsonl.*", ".tmp*"):  # left half-written by a kill
             for stale in path.glob(name):
                 stale.unlink()
         if folder.checkpoint("last").exists():

@@ -22,7 +22,8 @@ from demilune.comparison import FIELDS, compare
 from demilune.errors import DemiluneError
 from demilune.paired import discordant, holm, mcnemar, paired
 from demilune.report import build
-from demilune.report.compare import probability
+from demilune.report.compare import pairs, probability
+from demilune.report.read import read
 from report_runs import RAT, SAT, STANDARD, doctored, evaluation, write_evaluation, write_run
 
 
@@ -128,8 +129,11 @@ def test_the_row_is_the_strongest_that_all_ran(three: list[Path], tmp_path: Path
     more = doctored("z", "sat", {"odi": ("attack", 0.5, 200)})
     other = write_evaluation(tmp_path / "z.json", more, 3)
     found = compare([whole[0], other])
-    assert found.row == "autoattack" and not found.notes, "worst cases of other attacks are not alike"
-    assert compare([whole[0], other], "worst").notes == ("other attacks: x lacks odi",)
+    assert found.row == "autoattack", "worst cases of other attacks are not alike"
+    assert found.notes == ("Verdicts: believable: x, z.",)
+    assert compare([whole[0], other], "worst").notes[1:] == ("other attacks: x lacks odi",)
+    some = doctored("some", "sat", {"odi": ("attack", 0.5, 50)})
+    assert compare([other, write_evaluation(tmp_path / "some.json", some, 3)]).row == "autoattack", "odi on 50 is less"
     few = evaluation("few", "sat", {"clean": 0.9, "fgsm": 0.6, "pgd10": 0.5, "worst": 0.5})
     found = compare([three[1], write_evaluation(tmp_path / "few.json", few, 5)])
     assert found.row == "pgd10" and found.title == "PGD-10"
@@ -156,7 +160,7 @@ def test_attacks_of_one_name_set_otherwise_are_said(tmp_path: Path) -> None:
     next(row for row in value["rows"] if row["name"] == "pgd10")["attack"] = "pgd10(step_ratio=1)"
     here = write_evaluation(tmp_path / "a.json", evaluation("a", "sat", SAT), 0)
     there = write_evaluation(tmp_path / "b.json", value, 1)
-    assert compare([here, there], "pgd10").notes == ("other attacks: pgd10 not set alike",)
+    assert compare([here, there], "pgd10").notes[1:] == ("other attacks: pgd10 not set alike",)
     assert compare([here, there]).row == "multi9x30", "the worst cases are of other attacks"
 
 
@@ -189,9 +193,25 @@ def test_the_report_says_the_same(three: list[Path], tmp_path: Path) -> None:
     page = build(three, tmp_path / "report").read_text(encoding="utf-8")
     for pair in compare(three).pairs:
         shown = html.escape(probability(pair.corrected))
-        assert f'<td data-value="{pair.corrected}">{shown}</td>' in page
-        assert f'<td data-value="{pair.wins}">{pair.wins}</td><td data-value="{pair.losses}">{pair.losses}</td>' in page
-        assert f'<td class="text">{pair.reading}</td>' in page
+        assert f'<td data-value="{pair.corrected}">{shown}</td><td class="text">{pair.better}</td>' in page
+        assert f'<td data-value="{pair.wins}">{pair.wins} : {pair.losses}</td><td data-value="200">200</td>' in page
+
+
+def test_the_report_compares_networks_by_evaluations_of_the_same_attacks(three: list[Path], tmp_path: Path) -> None:
+    for i, path in enumerate(three[1:]):
+        write_evaluation(path / "evaluations" / "best_doctor.json", doctored(path.name, "sat", {}, n=100), i)
+    entries = [entry for run in read(three) for entry in run.entries]
+    assert len(entries) == 5
+    shown, found = pairs(entries), compare(three)
+    assert [one.p for one in shown] == [one.p for one in found.pairs], "each network once, as in the terminal"
+    assert [one.corrected for one in shown] == [one.corrected for one in found.pairs]
+    (three[2] / "evaluations" / "best.json").unlink()
+    (pair,) = pairs([entry for run in read(three[1:]) for entry in run.entries])
+    assert pair.difference is not None and pair.difference.n == 100 and not pair.note
+    (pair,) = pairs([entry for run in read([three[0], three[2]]) for entry in run.entries])
+    assert pair.note.startswith("other attacks: ") and "lacks autoattack" in pair.note
+    page = build([three[0], three[2]], tmp_path / "report").read_text(encoding="utf-8")
+    assert html.escape(pair.note) in page
 
 
 @pytest.mark.parametrize(

@@ -96,13 +96,12 @@ def assess(
         "data": dict(dataset.sha256),
         "split": request.split,
         "weights": subject.sha256,
-        "suite": [[one.name, one.described(), one.most, one.identity] for one in entries],
         "runtime": plain(subject.runtime),
         "seed": request.seed,
         "step_ratio": request.step_ratio,
     }
     rng = Stream.of(request.seed, "evaluation", device=device)
-    asked = subject.interviewed().asked
+    asked = subject.interviewed(request.limit or request.usual).asked
     check_labels(split.labels, len(dataset.classes))
     begun = time.monotonic()
     with Line(console(), len(entries) + 1) as line:

@@ -91,11 +91,12 @@ class Subject:
     apart: Mapping[str, Any] = field(default_factory=dict)
     asked: tuple[Check, ...] = ()
 
-    def interviewed(self) -> Subject:
+    def interviewed(self, limit: int = 0) -> Subject:
         """Return the same with what it answers of itself, once for a whole command.
 
-        It is asked on 256 of its images, and about its normalisation, where that was declared, on 500; test images
-        where there are any. Raises DemiluneError as :func:`~demilune.evaluate.interview.interview` does.
+        It is asked on 256 of its images, and about its normalisation, where that was declared, on 500, or on ``limit``
+        where that is less and not 0; test images where there are any. Raises DemiluneError as
+        :func:`~demilune.evaluate.interview.interview` does.
         """
         if self.asked:
             return self
@@ -103,7 +104,7 @@ class Subject:
         kind: Literal["test", "validation", "train"] = (
             "test" if len(data.test) else "validation" if len(data.validation) else "train"
         )
-        few, more = (data.sample(kind, n).to(self.device) for n in (ASKED, PAIRED))
+        few, more = (data.sample(kind, min(n, limit or n)).to(self.device) for n in (ASKED, PAIRED))
         asked = interview(self.model, layout(few.pixels(slice(None))), few.labels, len(data.classes))
         if isinstance(self.model, Declared) and self.declared is not None:
             x = layout(more.pixels(slice(None)))

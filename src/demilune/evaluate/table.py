@@ -164,12 +164,20 @@ class Book:
         order = Stream.of(0, "subset", "row").permutation("images", n).numpy()
         self.place = {name: np.sort(order[: one.most or n]) for one in entries for name in one.titles}
         self.place["clean"] = np.arange(n)
+        # What a row's results depend on besides the book's key; results so made hold in any suite.
+        self.made = {"clean": "clean"}
+        for one in entries:
+            own = [one.name, one.described(), one.most, one.identity, self.made.get(one.after, "")]
+            self.made |= dict.fromkeys(one.titles, json.dumps(own))
 
     @classmethod
     def open(
         cls, path: Path | None, entries: Sequence[Entry], split: Split, ball: Ball, identity: Mapping[str, Any]
     ) -> Book:
-        """Return the book, with what an interrupted evaluation of the very same things left in it."""
+        """Return the book, with what an interrupted evaluation of the very same things left in it.
+
+        Its suite may have been another: of that, the rows count that were made as they are made here.
+        """
         what = {
             **identity,
             "ball": [ball.norm, ball.eps],
@@ -182,7 +190,7 @@ class Book:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as old:
                     if str(old["key"]) == key:
                         for name in book.known:
-                            if f"known.{name}" in old:
+                            if f"known.{name}" in old and str(old[f"made.{name}"]) == book.made[name]:
                                 known, cost = old[f"known.{name}"], old[f"cost.{name}"]
                                 if (known.shape, known.dtype, cost.shape) == ((book.n,), np.int8, (2,)):
                                     book.known[name], book.cost[name] = known, cost
@@ -192,8 +200,9 @@ class Book:
 
     def save(self, path: Path) -> None:
         """Write the book atomically."""
-        known = {f"known.{k}": v for k, v in self.known.items()}
-        save_npz(path, {"key": np.array(self.key), **known, **{f"cost.{k}": v for k, v in self.cost.items()}})
+        arrays = {"key": np.array(self.key)} | {f"known.{k}": v for k, v in self.known.items()}
+        arrays |= {f"cost.{k}": v for k, v in self.cost.items()}
+        save_npz(path, arrays | {f"made.{k}": np.array(v) for k, v in self.made.items()})
 
     def needed(self, one: Entry | None) -> Tensor:
         """Return the places, int64, of the images an entry has to attack, and note the others it judges as broken.
@@ -244,10 +253,19 @@ class Book:
         for one in entries:
             rows += [self._row(name, title, one.described(), one) for name, title in one.titles.items()]
         whole = sum((self.cost[next(iter(one.titles))] for one in entries if one.role != "probe"), np.zeros(2))
-        worst = Row(
-            "worst", "Worst case", "all of the above", self.n, int(self.worst().sum()), None, *_each(whole, self.n)
-        )
+        right, cost = int(self.worst().sum()), _each(whole, self.n)
+        worst = Row("worst", "Worst case", "all of the above", self.n, right, None, *cost, note=self.skipped(entries))
         return (*rows, worst)
+
+    def skipped(self, entries: Sequence[Entry]) -> str:
+        """Say which attacks were run on some of the images, and so lower the worst case on these alone."""
+        known = [one for one in entries if one.role != "probe" and not set(one.titles) & set(self.after.values())]
+        fewer = {list(one.titles.values())[-1]: len(self.place[next(iter(one.titles))]) for one in known}
+        told = ", ".join(f"{title} on {n}" for title, n in fewer.items() if n < self.n)
+        if not told:
+            return ""
+        some = f"not all attacks were run on all {self.n} images ({told})"
+        return f"{some}: an image counts as standing where an attack was not run on it"
 
     def spent(self, name: str) -> NDArray[np.float64]:
         """Return the passes that a row's figure took: its own attack's, and those of the attacks it comes after."""

@@ -52,13 +52,19 @@ class Pair:
         return self.corrected < LEVEL
 
     @property
-    def reading(self) -> str:
-        """Say in words which is better, or that nothing tells."""
+    def better(self) -> str:
+        """Which is better, "first" or "second"; "neither" where nothing tells, empty where nothing is known."""
         if self.difference is None:
-            return "no per-image results of the same images"
-        better, worse = (self.first, self.second) if self.difference.value > 0 else (self.second, self.first)
-        said = f"{better.label} beats {worse.label}" if self.clear else f"no difference at {100 * LEVEL:g} %"
-        return f"{said} ({self.note})" if self.note else said
+            return ""
+        return "neither" if not self.clear else "first" if self.difference.value > 0 else "second"
+
+    @property
+    def reading(self) -> str:
+        """The same in words."""
+        names = {"first": (self.first, self.second), "second": (self.second, self.first)}.get(self.better)
+        if names is not None:
+            return f"{names[0].label} beats {names[1].label}"
+        return f"no difference at {100 * LEVEL:g} %" if self.better else "no per-image results of the same images"
 
 
 def probability(p: float) -> str:
@@ -119,10 +125,15 @@ def corrected(made: Sequence[Pair]) -> list[Pair]:
 
 
 def attacks(found: Evaluation, row: str) -> dict[str, str]:
-    """Return the attacks that a row's figure comes from, each as a value one can read, by the names of their rows."""
+    """Return the attacks that a row's figure comes from, each as a value one can read, by the names of their rows.
+
+    Those of the worst case that were run on some of the images lowered it on these alone, and so are others.
+    """
     if row != "worst":
         return {one.name: one.attack for one in found.rows if one.name == row}
-    return {one.name: one.attack for one in found.rows if one.role != "probe" and one.name not in ("clean", "worst")}
+    n = found.rows[0].n
+    behind = [one for one in found.rows if one.role != "probe" and one.name not in ("clean", "worst")]
+    return {one.name: one.attack + (f", on {one.n} of {n}" if one.n != n else "") for one in behind}
 
 
 def unlike(first: Entry, second: Entry, row: str) -> str:
@@ -137,16 +148,38 @@ def unlike(first: Entry, second: Entry, row: str) -> str:
     return "other attacks: " + "; ".join(said) if said else ""
 
 
+def rank(entry: Entry) -> tuple[bool, int, int]:
+    """Return what puts the evaluation first that best represents a network: its best checkpoint, images, attacks."""
+    found = entry.evaluation
+    return not found.checkpoint.startswith("best"), -found.rows[0].n, -len(found.rows)
+
+
+def alike(first: Entry, second: Entry) -> bool:
+    """Say whether the worst cases of two evaluations are known, and of the same attacks."""
+    known = all(_by_id(one, "worst") is not None for one in (first, second))
+    return known and attacks(first.evaluation, "worst") == attacks(second.evaluation, "worst")
+
+
 def pairs(entries: Sequence[Entry]) -> list[Pair]:
-    """Return every pair of a group in the worst case, the better first; a network is not compared with itself."""
-    scored = [(entry, row) for entry in entries if (row := entry.evaluation.row("worst"))]
-    scored.sort(key=lambda one: -one[1].accuracy)
-    both = [(a, b) for (a, _), (b, _) in itertools.combinations(scored, 2) if _network(a) != _network(b)]
-    return corrected([compared(a, b, "worst") for a, b in both])
+    """Return every pair of a group's networks in the worst case, the better first.
+
+    Of the evaluations of two networks those are taken that ran the same attacks, on the most images; where there are
+    none, the fullest, and the pair's note says so.
+    """
+    networks: dict[tuple[int, str], list[Entry]] = {}
+    for entry in sorted((one for one in entries if one.evaluation.row("worst")), key=rank):
+        networks.setdefault((entry.run, entry.evaluation.checkpoint), []).append(entry)
+    made = []
+    for one, other in itertools.combinations(networks.values(), 2):
+        both = ((a, b) for a, b in itertools.product(one, other) if alike(a, b))
+        made.append(sorted(next(both, (one[0], other[0])), key=lambda entry: -_worst(entry)))
+    made.sort(key=lambda pair: [-_worst(entry) for entry in pair])
+    return corrected([compared(first, second, "worst") for first, second in made])
 
 
-def _network(entry: Entry) -> tuple[int, str]:
-    return entry.run, entry.evaluation.checkpoint
+def _worst(entry: Entry) -> float:
+    row = entry.evaluation.row("worst")
+    return 0.0 if row is None else row.accuracy
 
 
 def tied(entry: Entry, best: Entry, row: str) -> bool:
