@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from demilune.core.random import Stream
 from demilune.experiment import Experiment
+from demilune.kernels import load
 from demilune.methods import Batch
 from demilune.models import create
 from demilune.runtime import Runtime, compiler, hazard, low_precision
@@ -71,6 +72,10 @@ def choose(
         narrow = hazard(net, device)
         found["channels_last"] = narrow is None
         reasons["channels_last"] = narrow or "convolutions are faster, or as fast"
+    if "convolution" not in said and found.get("precision", asked.precision) == "float32" and device.type == "cpu":
+        why = winning(net, shape)
+        found["convolution"] = "plain" if why else "winograd"
+        reasons["convolution"] = why or "a quarter of the multiplications, still in float32"
     chosen = replace(asked, **found)
     if "compile" not in said:
         gain, why = 0.0, "a CPU gains too little for the minutes it takes"
@@ -78,6 +83,26 @@ def choose(
             gain, why = compiling(replace(experiment, runtime=chosen), shape, classes, steps, device)
         chosen, reasons["compile"] = replace(chosen, compile=gain > WORTH), why
     return Choice(chosen, reasons)
+
+
+def winning(net: nn.Module, shape: tuple[int, int, int]) -> str | None:
+    """Return why our own convolution would gain a network nothing on this cpu; None where it gains."""
+    size = operations(net, shape)
+    if size < PAYS:
+        return f"{size / 1e6:.1f} million operations an image are too few to gain by another"
+    kernels = load()
+    if isinstance(kernels, str):
+        return kernels
+    if not any(isinstance(layer, nn.Conv2d) and fits(layer, kernels.lanes) for layer in net.modules()):
+        return f"no 3×3 convolution of stride 1 and of multiples of {kernels.lanes} channels"
+    return None
+
+
+def fits(layer: nn.Conv2d, lanes: int) -> bool:
+    """Say whether our own convolution, of vectors of so many channels, can take a layer's place."""
+    form = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+    channels = (layer.in_channels, layer.out_channels)
+    return form == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and all(n % lanes == 0 and n >= 16 for n in channels)
 
 
 def operations(net: nn.Module, shape: tuple[int, int, int]) -> int:

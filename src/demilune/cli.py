@@ -570,7 +570,11 @@ def fields_of(parser: Parser, argv: Sequence[str], target: Path) -> None:
         # Where the images lie may differ; which of them are test images is the run's, or training images get in.
         add_fields(parser, "data", base.data, only=("root", "unverified"))
         add_fields(parser, "ball", base.ball)
-        add_fields(parser, "runtime", dataclasses.replace(base.runtime, precision="float32"))
+        add_fields(
+            parser,
+            "runtime",
+            dataclasses.replace(base.runtime, precision="float32", convolution="plain", compile=False),
+        )
         return
     _, given = scan(argv, FLAGS)
     trial = trial_of(target, given.get("data"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import resource
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from demilune.errors import DemiluneError, check_types
+from demilune.kernels import Packing, load, winograd
 
 
 @final
@@ -27,6 +29,8 @@ class Runtime:
     device: auto (cuda where there is one, else cpu), cpu, or cuda, cuda:1, …
     precision: of training and of searching for adversarial images; verdicts are always given in float32
     channels_last: keep images as NHWC in memory, faster for convolutions on most hardware
+    convolution: of training and of searching in float32: plain (torch's), or winograd, our own for a cpu, which has a
+        quarter of a 3×3 filter's multiplications and is compiled at first use; verdicts are always given by torch's
     compile: let torch.compile fuse the passes of a training step (fixed shapes; other bits than without)
     deterministic: only algorithms that give the same bits every time (cpu: always so at one number of threads)
     threads: processor threads, 0 for torch's own choice; the number is part of what fixes the bits
@@ -35,6 +39,7 @@ class Runtime:
     device: str = "auto"
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
+    convolution: Literal["plain", "winograd"] = "plain"
     compile: bool = False
     deterministic: bool = True
     threads: int = 0
@@ -43,6 +48,10 @@ class Runtime:
         if self.precision not in ("float32", "bf16"):
             raise DemiluneError(f"precision {self.precision!r}: possible are bf16, float32")
         check_types(self)
+        if self.convolution == "winograd" and self.precision != "float32":
+            raise DemiluneError(
+                "convolution winograd is float32: give --runtime.precision float32, or convolution plain"
+            )
         if not 0 <= self.threads <= 1024:
             raise DemiluneError(f"threads = {self.threads}: it must be 0 (torch's own choice) or more, up to 1024")
         if self.device == "mps":
@@ -74,7 +83,16 @@ class Runtime:
                 "compile: no C++ compiler is found, which torch.compile needs: install one (g++ or clang++, or name "
                 "it in CXX), or leave out --runtime.compile"
             )
+        if self.convolution == "winograd":
+            kernels = "it is for a cpu" if device.type != "cpu" else load()
+            if isinstance(kernels, str):
+                raise DemiluneError(f"convolution winograd: {kernels}; leave it out, or --runtime.convolution plain")
         return device
+
+    @property
+    def exact(self) -> bool:
+        """Whether a search computes as a verdict does."""
+        return self.precision == "float32" and self.convolution == "plain"
 
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Return the model on the device in this layout."""
@@ -93,20 +111,29 @@ class Runtime:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context in which training and search run their forward passes."""
-        if self.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, torch.bfloat16)
+        if self.precision == "bf16":
+            return torch.autocast(device.type, torch.bfloat16)
+        return winograd(_packing()) if self.convolution == "winograd" else contextlib.nullcontext()
 
     def search(self, model: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
-        """Return the model as an attack may search with it: gradients in this precision, verdicts in float32."""
-        if self.precision == "float32":
+        """Return the model as an attack may search with it: gradients as fast as can be, verdicts in plain float32."""
+        if self.exact:
             return model
 
         def forward(x: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=torch.is_grad_enabled()):
+            with self.autocast(device) if torch.is_grad_enabled() else contextlib.nullcontext():
                 return model(x)
 
         return forward
+
+
+@functools.cache
+def _packing() -> Packing:
+    """Return this process's transformed filters; they are kept while their weights are as they were."""
+    kernels = load()
+    if isinstance(kernels, str):
+        raise DemiluneError(f"convolution winograd: {kernels}")
+    return Packing(kernels)
 
 
 def eager() -> AbstractContextManager[object]:

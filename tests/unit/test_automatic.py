@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
-from demilune import automatic
+from demilune import automatic, runtime
 from demilune.automatic import Choice, choose, compiling, operations
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
 from demilune.experiment import Experiment, Training
+from demilune.kernels import Kernels
 from demilune.models import PreActResNet18, Small, WideResNet, create
 from demilune.presets import PRESETS
 from demilune.runtime import Runtime, compiler, eager, hazard
@@ -45,8 +49,50 @@ def test_the_same_machine_and_network_are_given_the_same() -> None:
 
 def test_nothing_is_chosen_of_what_was_said() -> None:
     experiment = replace(PRESETS["digits-sat"].experiment, runtime=Runtime(device="cpu"))
-    found = chosen(experiment, DIGITS, "precision", "channels_last", "compile")
+    found = chosen(experiment, DIGITS, "precision", "channels_last", "convolution", "compile")
     assert found.runtime == Runtime(device="cpu") and not found.reasons
+
+
+def test_our_own_convolution_where_bf16_is_not_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, small = PRESETS["s30-cifar10-rat"].experiment, PRESETS["digits-rat"].experiment
+    monkeypatch.setattr(automatic, "low_precision", lambda device: None)
+    monkeypatch.setattr(automatic, "load", lambda: Kernels(ctypes.CDLL(None), 16, False))
+    assert chosen(net, CIFAR).runtime.convolution == "winograd"
+    assert chosen(small, DIGITS).runtime.convolution == "plain"
+    odd = chosen(replace(net, model=PreActResNet18(17)), CIFAR)
+    assert odd.runtime.convolution == "plain" and "multiples of 16 channels" in odd.reasons["convolution"]
+    monkeypatch.setattr(automatic, "load", lambda: "no C++ compiler")
+    found = chosen(net, CIFAR)
+    assert found.runtime.convolution == "plain" and found.reasons["convolution"] == "no C++ compiler"
+    monkeypatch.setattr(automatic, "low_precision", lambda device: "AMX")
+    assert chosen(net, CIFAR).runtime.convolution == "plain"
+
+
+def test_our_own_convolution_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DemiluneError, match=r"winograd is float32"):
+        Runtime(precision="bf16", convolution="winograd")
+    monkeypatch.setattr(runtime, "load", lambda: "no C++ compiler: none was found")
+    with pytest.raises(DemiluneError, match=r"no C\+\+ compiler: none was found; leave it out"):
+        Runtime(device="cpu", convolution="winograd").start()
+    assert Runtime().exact and not Runtime(convolution="winograd").exact and not Runtime(precision="bf16").exact
+
+
+def test_a_search_uses_it_and_a_verdict_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    @contextlib.contextmanager
+    def context(packing: object) -> Iterator[None]:
+        used.append(1)
+        yield
+
+    monkeypatch.setattr(runtime, "winograd", context)
+    monkeypatch.setattr(runtime, "_packing", lambda: None)
+    search = Runtime(convolution="winograd").search(lambda x: x, CPU)
+    with torch.no_grad():
+        search(torch.ones(1))
+    assert not used
+    search(torch.ones(1))
+    assert used
 
 
 def test_operations_are_two_per_multiplication() -> None:

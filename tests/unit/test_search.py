@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -161,17 +162,16 @@ def images(model: nn.Module, batch: Batch) -> Split:
 @pytest.mark.parametrize("name", ["square", "nattack", "fab_t", "apgd_t", "pgd3"])
 def test_bf16_searches_in_bf16_and_judges_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in ("square", "nattack"):  # 5,000 and 120,000 queries are too many here
-        from demilune.evaluate import suite as module
-
+        module = importlib.import_module("demilune.evaluate.suite")
         monkeypatch.setattr(module, "Square", lambda: Square(40))
         monkeypatch.setattr(module, "NATTACK", lambda **fields: NATTACK(steps=4, population=6, **fields))
     model, batch = half_broken()
     split, seen = images(model, batch), dict[torch.dtype, int]()
 
-    def noting(module: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> None:
-        seen[logits.dtype] = seen.get(logits.dtype, 0) + len(logits)
+    def noting(module: nn.Module, given: tuple[Tensor, ...], maps: Tensor) -> None:
+        seen[maps.dtype] = seen.get(maps.dtype, 0) + len(maps)
 
-    handle = model.register_forward_hook(noting)
+    handle = model.net.features[0].register_forward_hook(noting)
     entries, rng = suite([name], Setting(classes=4)), Stream.of(0, "evaluation")
     found = {}
     for precision in ("float32", "bf16"):
@@ -185,6 +185,21 @@ def test_bf16_searches_in_bf16_and_judges_in_float32(name: str, monkeypatch: pyt
     rights = {precision: one.images[f"right.{name}"] for precision, one in found.items()}
     assert 0 < rights["float32"].sum() < len(split) or name in ("nattack",)
     assert abs(int(rights["bf16"].sum()) - int(rights["float32"].sum())) <= 2
+
+
+def test_logits_are_not_rounded_to_bf16() -> None:
+    model, batch = half_broken()
+    both = searching(Runtime(precision="bf16"), CPU)(model)
+    assert searching(Runtime(), CPU)(model) is model
+    with torch.no_grad():
+        exact, logits = model(batch.x), quick(both)(batch.x)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(batch.x)
+    assert rounded.dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, exact)
+    assert not torch.equal(logits, logits.bfloat16().float())
+    assert (logits - exact).square().mean() < (rounded.float() - exact).square().mean()
 
 
 def test_the_curve_over_iterations_believes_no_float32_number_that_comes_of_low_precision() -> None:
@@ -238,7 +253,7 @@ def test_an_image_broken_in_one_run_leaves_the_others() -> None:
         asked.sizes.clear()
         found = attack(asked, batch.x, batch.y, BALLS["linf"], stream(batch))
         assert correct(model, found, batch.y).tolist() == [True, False]
-        assert [size for size in asked.sizes if size > 2][0] == 6
+        assert next(size for size in asked.sizes if size > 2) == 6
         assert asked.sizes[-1] == 3
 
 

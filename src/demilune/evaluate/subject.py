@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
 from demilune.attacks import Model, Search, frozen, seeded
 from demilune.checkpoint import Checkpoint, fill, load_run
@@ -118,15 +120,41 @@ class Subject:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
+PLAIN: Mapping[str, Any] = MappingProxyType(
+    {"runtime": {"precision": "float32", "convolution": "plain", "compile": False}}
+)
+"""What is laid over a run's own runtime: an evaluation searches with no less than float32 unless asked to."""
+
+
+@final
+class _PreciseHead(TorchFunctionMode):
+    """Computes linear layers of [N,F], as the last one is, in float32 under autocast.
+
+    Logits rounded to bf16 lie on a grid as wide as what the points that Square compares differ by, or FAB's distance to
+    a boundary: both leave images standing then that they break in float32.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch's."""
+        kwargs = kwargs or {}
+        if func is not linear or not args or not isinstance(args[0], Tensor) or args[0].dim() != 2:
+            return func(*args, **kwargs)
+        with torch.autocast(args[0].device.type, enabled=False):
+            widened = (one.float() if isinstance(one, Tensor) and one.dtype == torch.bfloat16 else one for one in args)
+            return func(*widened, **kwargs)
+
+
 def searching(runtime: Runtime, device: torch.device) -> Callable[[Model], Model]:
     """Return what makes of a model the one to search with: itself in float32, else a :class:`Search`."""
 
     def made(model: Model) -> Model:
-        if runtime.precision == "float32":
+        if runtime.exact:
             return model
 
         def quick(x: Tensor) -> Tensor:
-            with runtime.autocast(device):
+            with runtime.autocast(device), _PreciseHead():
                 return model(x)
 
         return Search(model, quick)
@@ -263,7 +291,7 @@ def opened(file: Path, settings: Mapping[str, Any]) -> Subject:
         return declared(file if file.name == DECLARED else file / DECLARED, settings)
     checkpoint = load_run(file)
     same_run(file, checkpoint)
-    tree = overlaid(checkpoint.about["experiment"], {"runtime": {"precision": "float32"}})
+    tree = overlaid(checkpoint.about["experiment"], PLAIN)
     experiment = build(Experiment, overlaid(tree, settings))
     device = experiment.runtime.start()
     dataset = experiment.data.load()
@@ -304,7 +332,7 @@ def declared(file: Path, settings: Mapping[str, Any]) -> Subject:
                 f"{file} names a file that is not there, {lost}: put it back, or declare the model anew, with another "
                 "--home"
             )
-    tree = overlaid(plain(written.trial), {"runtime": {"precision": "float32"}})
+    tree = overlaid(plain(written.trial), PLAIN)
     try:
         trial = build(Trial, overlaid(tree, settings))
         return made(file, written, trial, trial.data.load(), apart(tree, settings))
