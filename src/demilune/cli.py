@@ -320,7 +320,7 @@ def arranged(
     """
     from demilune.automatic import choose
     from demilune.presets import OURS, PRESETS
-    from demilune.runtime import Runtime
+    from demilune.runtime import Runtime, enough_memory
 
     mine = experiment.runtime
     said = {name.removeprefix("runtime.") for name in vars(options) if name.startswith("runtime.")}
@@ -335,7 +335,8 @@ def arranged(
     if "preset" in options and options.preset and PRESETS[options.preset].paper != OURS:
         said.add("precision")
     steps, _ = experiment.training.lengths(len(dataset.train), dataset.extra_share)
-    runtime, reasons = choose(experiment, dataset.shape, len(dataset.classes), said, steps)
+    with enough_memory():
+        runtime, reasons = choose(experiment, dataset.shape, len(dataset.classes), said, steps)
     return dataclasses.replace(experiment, runtime=runtime), reasons
 
 

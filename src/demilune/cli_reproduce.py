@@ -100,7 +100,7 @@ def _choice(options: argparse.Namespace) -> Choice:
     for name in ("device", "precision"):
         if name in options:
             fields.setdefault("runtime", {})[name] = getattr(options, name)
-    names = ("data", "schedule", "net", "norm", "seeds", "limit", "checkpoint")
+    names = ("data", "schedule", "net", "norm", "seeds", "limit", "checkpoint", "image")
     return Choice(**{name: getattr(options, name) for name in names if name in options}, fields=fields)
 
 
@@ -127,9 +127,9 @@ def _reproduce(suite: Suite, choice: Choice, options: argparse.Namespace, argv: 
     stopped = not _run_cells(missing, out, ledger, options, say, found[0])
     shelf = Shelf.of_folder(ledger)
     command = shlex.join(["demilune", "reproduce", *argv])
-    page = _draw(suite, choice, found, shelf, out, command)
-    say(f"written: {page}")
     runs = [folder for cell in found if (folder := _run_of(out, cell)) is not None]
+    page = _draw(suite, choice, found, shelf, out, command, "report/index.html" if runs else "")
+    say(f"written: {page}")
     if runs:
         from demilune.report import build
 
@@ -191,7 +191,7 @@ def _perform(cell: Cell, out: Path, options: argparse.Namespace, first: Cell) ->
         return None
     if not _answered(cell, folder):
         given = {name: getattr(options, name, "") for name in ("frost", "corrupted")}
-        if not asked(cell, folder, given, getattr(options, "image", None), _stopping):
+        if not asked(cell, folder, given, _stopping):
             return None
     return list(records_of(folder.path))
 
@@ -227,7 +227,9 @@ def _check_out(folder: Path) -> None:
         raise DemiluneError(f"{folder} is there, and holds no pages of ours: name another folder with --out")
 
 
-def _draw(suite: Suite, choice: Choice, found: Sequence[Cell], shelf: Shelf, out: Path, command: str) -> Path:
+def _draw(
+    suite: Suite, choice: Choice, found: Sequence[Cell], shelf: Shelf, out: Path, command: str, report: str
+) -> Path:
     """Write a suite's page as HTML and Markdown, with its figures; return the HTML."""
     from demilune.pages import blocks, to_html, to_markdown
     from demilune.report.figures import Drawing
@@ -239,10 +241,11 @@ def _draw(suite: Suite, choice: Choice, found: Sequence[Cell], shelf: Shelf, out
     words = [suite.name.replace("/", "-"), choice.data, choice.schedule, choice.net]
     words += [choice.norm] if choice.norm != "linf" else []
     words += [choice.checkpoint] if choice.checkpoint != "best" else []
+    words += [f"image{choice.image}"] if choice.image is not None else []
     words += [found[0].trained[:6]] if set(choice.fields) - {"runtime"} else []
     folder = out / "pages" / "-".join(word for word in words if word)
     page = sheet(suite, choice, found, shelf, command)
-    made = blocks(page)
+    made = blocks(page) + ([f"[the report of the runs]({report})"] if report else [])
     files: dict[str, bytes] = {"index.html": to_html(made, page.title).encode(), "index.md": to_markdown(made).encode()}
     for one in made:
         if isinstance(one, Drawing):
@@ -273,17 +276,15 @@ def _show_cells(found: Sequence[Cell], shelf: Shelf, out: Callable[..., None]) -
 
 def _show_suites(options: argparse.Namespace) -> int:
     """Print every suite with its cells done and missing, and an estimate of the time here."""
-    from demilune.suites import SUITES, cells, settled
+    from demilune.suites import cells, holding, named, settled
     from demilune.suites.cost import estimate, kept
     from demilune.suites.record import Shelf
 
     _, ledger = _folders(options)
     shelf, paces = Shelf.of_folder(ledger), kept()
-    word = getattr(options, "suite", "")
     rows = [("suite", "data", "schedule", "cells", "done", "missing", "time here", "what it shows")]
-    for name, suite in SUITES.items():
-        if word not in name:
-            continue
+    for name in holding(getattr(options, "suite", "")):
+        suite = named(name)
         asked = _choice(options)
         if asked.norm not in suite.norms or (asked.data and asked.data not in (*suite.data, "digits")):
             continue
@@ -302,8 +303,6 @@ def _show_suites(options: argparse.Namespace) -> int:
         time = long(seconds) if left else "–"
         done = str(len(found) - len(left))
         rows.append((name, choice.data, choice.schedule, str(len(found)), done, str(len(left)), time, suite.title))
-    if len(rows) == 1:
-        raise unknown("suite", word, SUITES)
     _print_rows(rows)
     print(
         "Times are estimates for this machine: passes counted, times the pace of a pass, measured once and corrected "

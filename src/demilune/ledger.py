@@ -28,7 +28,7 @@ from demilune.surveys import Survey, survey
 
 FORMAT = 1
 
-Kind: TypeAlias = Literal["evaluation", "curve", "survey", "training", "pace", "plane"]
+Kind: TypeAlias = Literal["evaluation", "curve", "survey", "training", "pace", "plane", "probe"]
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 REMEDY = "put the file back (git checkout -- FILE), or delete it and record the run anew with demilune ledger add RUN"
@@ -43,8 +43,8 @@ class Record:
 
     key: 16 hexadecimal digits of what was trained, on which data, and what was asked
     label: what the run is called
-    kind: evaluation, curve, survey, training, pace or plane
-    what: which curve or survey; empty for the other kinds
+    kind: evaluation, curve, survey, training, pace, plane or probe
+    what: which curve, survey or probe, which image of a plane; empty for the other kinds
     checkpoint: which of the run's, with its step
     experiment: the whole training as plain values, without paths
     data: name, official, and sha256 of the arrays

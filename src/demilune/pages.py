@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ class Number:
 
 
 Block: TypeAlias = str | Numbers | Drawing
-"""A paragraph (or a heading that begins with #, or a list item with -), a table, or a figure."""
+"""A paragraph (or a heading that begins with #, a list item with -, a [link](file)), a table, or a figure."""
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -405,6 +406,13 @@ def figures(sheet: Sheet) -> list[Block]:
             made += [epochs(label, one.found["epochs"]) for label, one in _of(firsts, "training")]
         elif kind == "stationary":
             made.append(stationary(firsts))
+        elif kind.startswith("probe-"):
+            what = kind.removeprefix("probe-")
+            probed = [(label, one) for label, one in _of(firsts, "probe") if one.what == what]
+            if what == "margins":
+                made += [agreement(label, one.found) for label, one in probed]
+            elif probed:
+                made.append(region(probed) if what == "region" else rise(sheet, probed))
         else:
             made += _surveyed(kind, firsts)
     return [one for one in made if one is not None]
@@ -476,6 +484,63 @@ def stationary(firsts: Sequence[tuple[str, Sequence[Record]]]) -> Numbers | None
     return Numbers(heads, tuple(lines), note)
 
 
+def region(found: Sequence[tuple[str, Record]]) -> Numbers:
+    """Return how RAT's region is distributed around test images: who is fooled first when, and where x_f lies."""
+    steps = len(found[0][1].found["tau"])
+    heads = ("", "n", "found", *(f"τ = {t}" for t in range(1, steps + 1)), "‖x_f − x_e‖/ε", "cosine")
+    lines = []
+    for label, one in found:
+        seen, n = one.found, one.n
+        shares = [theme.percent(count / n) for count in (seen["found"], *seen["tau"])]
+        spread = ["–" if None in seen[name] else " / ".join(f"{value:.2f}" for value in seen[name]) for name in SPREADS]
+        lines.append((label, str(n), *shares, *spread))
+    note = (
+        "In % of n test images: those that an iterate before the last fools, and the first that does. Of these the "
+        "10 %, 50 % and 90 % quantiles of the distance, and of the cosine between x_f − x and x_e − x."
+    )
+    return Numbers(heads, tuple(lines), note)
+
+
+SPREADS = ("apart", "cosine")
+
+
+def rise(sheet: Sheet, found: Sequence[tuple[str, Record]]) -> Numbers:
+    """Return the adversarial loss at w and at w + v, by the size γ of v, beside the accuracies."""
+    gammas = found[0][1].found["gammas"]
+    shown = [name for name in sheet.columns if name != "clean"]
+    heads = ("", "loss at w", *(f"rise at γ = {value:g}" for value in gammas), *(TITLES.get(k, k) for k in shown))
+    lines = []
+    for label, one in found:
+        line = next(line for line in sheet.lines if line.label == label)
+        beside = [theme.NONE if (got := number(line, k)) is None else _ours(k, got, got.n) for k in shown]
+        loss = one.found["loss"]
+        lines.append((label, f"{loss:.3f}", *(f"{value - loss:+.3f}" for value in one.found["moved"]), *beside))
+    note = (
+        f"Mean cross-entropy in nats of PGD-10's points of {found[0][1].n} test images, made at w; v is AWP's offset "
+        "that ascends it, of relative size γ. The first seed of each line; accuracies over seeds."
+    )
+    return Numbers(heads, tuple(lines), note)
+
+
+def agreement(label: str, found: Mapping[str, Any]) -> Numbers:
+    """Return the rank correlations between attacks of images' margins."""
+    names = [TITLES.get(name, name) for name in found["attacks"]]
+
+    def told(value: float | None) -> str:
+        return theme.NONE if value is None else f"{value:.2f}"
+
+    lines = tuple(
+        (name, *(f"{told(a)} ({told(b)})" for a, b in zip(whole, part, strict=True)))
+        for name, whole, part in zip(names, found["rank"], found["rank_standing"], strict=True)
+    )
+    note = (
+        f"{label}: Spearman's correlation of the highest margins max p_k − p_y that each attack reached, over the "
+        f"{found['right']} of {found['images']} images that are right; in brackets over the {found['standing']} that "
+        "survive all of them. APGD-T and Square leave an image once it is broken."
+    )
+    return Numbers(("", *names), lines, note)
+
+
 def plane(label: str, found: Mapping[str, Any], name: str) -> Drawing:
     """Draw RAT's Fig. 1: the plane of an image, its first and its last adversarial point; class regions and loss.
 
@@ -489,6 +554,7 @@ def plane(label: str, found: Mapping[str, Any], name: str) -> Drawing:
 
     names, label_ = found["names"], found["label"]
     seen = sorted({one for row in found["classes"] for one in row})
+    lowest, highest = min(map(min, found["loss"])), max(map(max, found["loss"]))
 
     def draw(figure: Any) -> None:
         left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2, sharey=None)
@@ -521,7 +587,9 @@ def plane(label: str, found: Mapping[str, Any], name: str) -> Drawing:
             axes.set_aspect("equal")
             axes.grid(visible=False)
         left.set_title("class regions: " + ", ".join(names[one] for one in seen), loc="left", fontsize=7)
-        right.set_title("cross-entropy against the true class", loc="left", fontsize=7)
+        right.set_title(
+            f"cross-entropy against the true class, {lowest:.2f} to {highest:.2f} nats", loc="left", fontsize=7
+        )
 
     corners = "; ".join(f"{text} is taken for {names[one]}" for text, one in found["taken"].items())
     return drawn(
@@ -529,7 +597,7 @@ def plane(label: str, found: Mapping[str, Any], name: str) -> Drawing:
         f"{label}: the plane of test image {found['id']} ({names[label_]}), x, its first adversarial point x_f and its "
         "last x_e, axes in units of the distance ε√d. Dots: points that RAT draws from the region, the darker the more "
         "mass their label leaves the true class.",
-        f"{label}: {corners}. Loss from {min(map(min, found['loss'])):.2f} to {max(map(max, found['loss'])):.2f} nats.",
+        f"{label}: {corners}. Loss from {lowest:.2f} to {highest:.2f} nats.",
         (1.5 * theme.WIDTH, 3.6),
         draw,
     )
@@ -586,12 +654,12 @@ STYLE = """
 --run-2:#009E73;--run-3:#CC79A7;--run-4:#E69F00;--run-5:#56B4E9;--run-6:#b8ac1e}
 @media(prefers-color-scheme:dark){:root{--ink:#eceae4;--muted:#a5a198;--rule:#45423c;--card:#24221f;--page:#1a1917}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);margin:0 auto;padding:1.5rem;
-max-width:64rem}
+max-width:80rem}p,ul{max-width:52rem}a{color:inherit}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}.wide{overflow-x:auto}
 table{border-collapse:collapse;background:var(--card);font-variant-numeric:tabular-nums;font-size:.9rem}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
 th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
-td.words{white-space:normal;text-align:left;min-width:12rem}
+td.words{white-space:normal;text-align:left;min-width:9rem}
 .note,figcaption{color:var(--muted);font-size:.85rem;max-width:52rem}figure{margin:1.5rem 0}
 figure svg{max-width:100%;height:auto;background:var(--card)}pre{overflow-x:auto;background:var(--card);padding:.6rem}
 """
@@ -620,6 +688,8 @@ def to_html(made: Sequence[Block], title: str) -> str:
             parts.append(f"<h{level}>{_text(one.lstrip('# '))}</h{level}>")
         elif one.startswith("    "):
             parts.append(f"<pre>{html.escape(one.strip())}</pre>")
+        elif found := re.fullmatch(r"\[(.+)\]\((.+)\)", one):
+            parts.append(f'<p><a href="{html.escape(found[2])}">{html.escape(found[1])}</a></p>')
         elif one.startswith("- "):
             parts.append(f"<ul><li>{_text(one[2:])}</li></ul>")
         else:
@@ -634,7 +704,7 @@ def to_html(made: Sequence[Block], title: str) -> str:
 
 def _cell(text: str) -> str:
     """Return a cell; one that holds a sentence may break its lines."""
-    return f"<td{' class=words' if len(text) > 30 else ''}>{_text(text)}</td>"
+    return f"<td{' class=words' if len(text) > 24 else ''}>{_text(text)}</td>"
 
 
 def _text(text: str) -> str:

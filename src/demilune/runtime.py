@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import re
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 
 from demilune.errors import DemiluneError, check_types
 from demilune.kernels import Packing, load, winograd
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""glibc's numbers for what mallopt sets."""
 
 
 @final
@@ -75,6 +79,8 @@ class Runtime:
         if self.deterministic and name.startswith("cuda"):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+        if name == "cpu":
+            _keep_pages()
         device = torch.device(name)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise DemiluneError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
@@ -125,6 +131,20 @@ class Runtime:
                 return model(x)
 
         return forward
+
+
+@functools.cache
+def _keep_pages() -> None:
+    """Let the C library keep the memory that tensors give back, where it is glibc: no bits change.
+
+    It returns each large block to the system at once and gets it back zeroed page by page, at every layer and pass.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @functools.cache

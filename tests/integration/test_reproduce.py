@@ -27,7 +27,7 @@ SUITE = Suite(
     ("cifar10",),
     ("clean", "fgsm", "pgd2"),
     figures=("region",),
-    claims=(Claim("RAT is above SAT", "RAT", "SAT", "pgd2", 1.5),),
+    claims=(Claim("RAT is above SAT", "RAT", "SAT", "pgd2"),),
     notes=("Two lines.",),
 )
 
@@ -68,7 +68,7 @@ def test_every_cell_is_trained_asked_recorded_and_drawn(reproduced: Path) -> Non
     text = page(reproduced).read_text()
     assert "| RAT | ours |" in text and "| SAT | ours |" in text
     assert "no paper has this setting" in text
-    assert "RAT is above SAT" in text and "+1.50" in text
+    assert "RAT is above SAT" in text
     assert "share found" in text, "the table of the region"
     assert "## Missing" not in text
     assert "demilune reproduce rat/tiny" in text
@@ -309,3 +309,21 @@ def test_the_pace_of_steps_and_a_plane_are_cells_too(tmp_path: Path, capsys: pyt
     assert drawn == ["plane-0.svg", "plane-1.svg"]
     assert main(["reproduce", "rat/fig1", *words, "--dry-run"]) == 0
     assert capsys.readouterr().out.count(": done") == 2
+    # another image is another cell, with a page of its own
+    (first, _) = (one.found["id"] for one in kinds["plane"])
+    assert main(["reproduce", "rat/fig1", *words, "--dry-run", "--image", str(first)]) == 0
+    assert capsys.readouterr().out.count(": done") == 0
+    assert main(["reproduce", "rat/fig1", *words, "--image", str(first)]) == 0
+    assert next(one for one in read(out / "experiments").values() if one.what == str(first)).found["id"] == first
+
+
+def test_what_no_evaluation_holds_is_a_cell_too(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [*TINY, *SMALL, "--limit", "20", "--out", str(out)]
+    assert main(["reproduce", "rat/diag", *words]) == 0
+    (probe,) = (one for one in read(out / "experiments").values() if one.kind == "probe")
+    assert (probe.what, probe.n, probe.checkpoint.split(" ")[0]) == ("region", 20, "best")
+    assert sum(probe.found["tau"]) == probe.found["found"] <= 20
+    text = next(out.glob("pages/rat-diag-*/index.md")).read_text()
+    assert "τ = 9" in text and "cosine" in text
+    assert main(["reproduce", "rat/diag", *words, "--dry-run"]) == 0

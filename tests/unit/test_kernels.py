@@ -90,6 +90,18 @@ def test_infinite_pixels_and_nan_spread_no_further_than_their_tiles(packing: Pac
 
 
 @compiled
+def test_what_does_not_fit_is_refused_before_memory_is_touched(packing: Packing) -> None:
+    lanes = packing.kernels.lanes
+    x, weight = normal(2, lanes, 5, 5), normal(2 * lanes, lanes, 3, 3)
+    for images, filters in ((x.double(), weight), (normal(2, 2 * lanes, 5, 5), weight), (x, weight.bfloat16())):
+        with pytest.raises(DemiluneError, match="is possible, with"):
+            convolution(images, filters, False, packing)
+    for filters in (weight[:-1], weight[..., :2], weight[:, :-1]):
+        with pytest.raises(DemiluneError, match=f"multiples of {lanes}"):
+            packing.kernels.pack(filters, False)
+
+
+@compiled
 @pytest.mark.parametrize("turned", [False, True])
 def test_gradients_are_torchs(turned: bool, packing: Packing) -> None:
     lanes = packing.kernels.lanes
@@ -184,6 +196,8 @@ def test_networks_are_intercepted_where_it_fits(packing: Packing) -> None:
         traced = torch.func.vmap(lambda one: F.conv2d(one, fits.weight, padding=1))(x[:, None])
         assert traced.shape == (4, 1, 2 * c, 8, 8)
         tangent = torch.func.jvp(lambda one: F.conv2d(one, fits.weight, padding=1), (x.detach(),), (x.detach(),))[1]
+        with pytest.raises(RuntimeError, match="bias"):
+            F.conv2d(x, fits.weight, torch.zeros(1), padding=1)
         with pytest.raises(RuntimeError, match="channels"):
             F.conv2d(x[:, :-1], fits.weight, padding=1)
     assert apart(tangent, fits(x)) < 2e-5 and not ours(fits(x))

@@ -32,6 +32,7 @@ from demilune.ledger import (
 from demilune.pages import Asked, Sheet, Shown, apart, blocks, claimed, number, table, to_html, to_markdown
 from demilune.paired import paired
 from demilune.results import Evaluation, Row, standard_error
+from demilune.suites.results import page
 
 N = 200
 
@@ -344,3 +345,10 @@ def test_a_line_without_records_is_missing_and_a_page_is_escaped() -> None:
     assert "0.01 hours of training" in text and "0123456+" in text
     markdown = to_markdown(blocks(page))
     assert "- AVM: missing" in markdown
+
+
+def test_the_page_of_results_is_the_one_that_the_ledger_gives() -> None:
+    root = Path(__file__).parents[2]
+    records = list(read(root / "experiments").values())
+    there = (root / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page(records, "experiments") == there, "demilune ledger results writes it anew"

@@ -15,17 +15,20 @@ from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.data import Split
 from demilune.errors import DemiluneError
+from demilune.evaluate.suite import Setting
+from demilune.evaluate.suite import suite as entries_of
 from demilune.experiment import Experiment, build, name_of, plain
 from demilune.methods import RAT
 from demilune.pages import plane as draw
 from demilune.presets import PRESETS
-from demilune.suites import SUITES, Choice, cells, named, settled
+from demilune.suites import SUITES, Choice, cells, holding, named, settled
 from demilune.suites.base import changed, identity, over, trained_key
 from demilune.suites.cost import measuring_passes, passes_per_step, training_passes
 from demilune.suites.plane import plane
+from demilune.suites.probe import margins, region, rise, spearman
 from demilune.suites.record import rows_asked
 from demilune.suites.results import placed
-from demilune.suites.sheet import departures
+from demilune.suites.sheet import departures, points
 from demilune.suites.worth import ordered
 
 RUNNABLE = [
@@ -71,7 +74,7 @@ def test_suites_cover_the_paper_s_tables_and_figures() -> None:
             assert claim.more or claim.less
         if suite.table:
             for data in suite.data:
-                part = papers.part(suite.paper, suite.table, data)
+                part = papers.part(suite.paper, suite.table, data, "linf", [line.theirs for line in suite.lines])
                 if part is None:
                     continue
                 for line in suite.lines:
@@ -245,14 +248,17 @@ def test_a_suite_s_lines_are_known_again_in_another_setting() -> None:
     assert placed(named("rat/table3"), PRESETS["mnist-sat"].experiment) == ()
 
 
-def test_the_plane_holds_its_three_points_and_its_samples_lie_in_the_region() -> None:
-    # a network that two pixels decide: fooled after a step or two, so that x_f and x_e differ
-    model = tiny(classes=4)
-    rng = Stream.of(0, "plane-test")
-    images = rng.uniform("x", (40, 1, 8, 8)).mul(255).round().to(torch.uint8)
+def deciding() -> tuple[torch.nn.Module, Split]:
+    """Return a network and forty images that it is right on and that are fooled after a step or two."""
+    model = tiny(classes=4).eval()
+    images = Stream.of(0, "plane-test").uniform("x", (40, 1, 8, 8)).mul(255).round().to(torch.uint8)
     with torch.no_grad():
         labels = model(images.float() / 255).argmax(dim=1)
-    split = Split(images, labels, torch.arange(40))
+    return model, Split(images, labels, torch.arange(40))
+
+
+def test_the_plane_holds_its_three_points_and_its_samples_lie_in_the_region() -> None:
+    model, split = deciding()
     ball, method = Ball("linf", 0.2), RAT()
     found = plane(model, split, ball, Stream.of(0), method, side=9)
     names = ["0", "1", "2", "3"]
@@ -272,13 +278,78 @@ def test_the_plane_holds_its_three_points_and_its_samples_lie_in_the_region() ->
     assert plane(model, split, ball, Stream.of(0), method, side=9) == found, "the same bits"
     again = plane(model, split, ball, Stream.of(0), method, image=found["id"], side=9)
     assert again["id"] == found["id"]
-    with pytest.raises(DemiluneError, match="no test image 99"):
+    with pytest.raises(DemiluneError, match="99 is no test image's id; the nearest are 35, 36, 37, 38, 39"):
         plane(model, split, ball, Stream.of(0), method, image=99)
     with pytest.raises(DemiluneError, match="no image spans a plane"):
         plane(model, split, Ball("linf", 1e-6), Stream.of(0), method)
     drawing = draw("RAT", json.loads(json.dumps(found | {"names": names})), "plane-0")
     assert drawing.png.startswith(b"\x89PNG")
     assert f"x is taken for {names[found['label']]}" in drawing.alt
+
+
+def test_of_several_networks_the_part_is_taken_that_has_a_suite_s_lines() -> None:
+    for name, data, title in (("rwp/rst", "cifar10", "WRN-28-10"), ("rwp/trades", "cifar100", "WRN-34-10")):
+        part = papers.part("rwp", "AutoAttack", data, "linf", [line.theirs for line in named(name).lines])
+        assert part is not None and part["model_title"] == title
+
+
+def test_points_of_claims_are_those_of_the_published_figures() -> None:
+    suite = named("rat/table1")
+
+    def told(data: str) -> dict[str, float | None]:
+        found = cells(suite, Choice(data=data))
+        part = papers.part("rat", 1, data)
+        return {one.text: points(one, suite, part, found) for one in suite.claims}
+
+    assert told("cifar10")["RAT gains PGD-10 accuracy over SAT"] == pytest.approx(22.83)
+    assert told("cifar10")["RAT gains clean accuracy over SAT"] == pytest.approx(6.25)
+    assert told("cifar10")["RAT is the most robust under PGD-10"] == pytest.approx(70.57 - 62.19)
+    assert told("imagenette")["RAT gains clean accuracy over SAT"] == pytest.approx(86.19 - 83.52)
+    assert told("cifar10")["our question: RAT is above SAT under AutoAttack"] is None
+
+
+def test_words_name_the_suites_that_begin_with_them_before_those_that_hold_them() -> None:
+    assert all(name.startswith("rat/") for name in holding("rat/"))
+    assert holding("stationary") == ["rwp/stationary"]
+    with pytest.raises(DemiluneError, match="unknown suite 'nothing'"):
+        holding("nothing")
+
+
+def test_ranks_agree_as_spearman_has_it() -> None:
+    values = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0], [4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 2.0, 2.0]])
+    found = spearman(values)
+    assert found[0].tolist() == pytest.approx([1.0, 1.0, -1.0, 4.0 / math.sqrt(20.0)])
+    assert spearman(values[:, :1]).isnan().all()
+
+
+def test_margins_are_of_the_image_whatever_its_place_and_agree_with_the_verdicts() -> None:
+    model, split = deciding()
+    ball = Ball("linf", 0.1)
+    found = margins(model, split, ball, Stream.of(0), ("pgd2", "cw2", "apgd_t"))
+    assert found is not None and found["attacks"] == ["pgd2", "cw2", "apgd_t"]
+    assert found["images"] == found["right"] == len(split)
+    entries = entries_of(("pgd2", "apgd_t"), Setting(0.25, "linf", 4))
+    x, draws = split.pixels(slice(None)), Stream.of(0).images(split.ids)
+    for entry, values in zip(entries, (found["margins"][0], found["margins"][2]), strict=True):
+        assert entry.of is not None
+        broken = model(entry.of(model, x, split.labels, ball, draws)).argmax(dim=1) != split.labels
+        assert int(broken.sum()) > 0
+        assert all(value > 0 for value, gone in zip(values, broken.tolist(), strict=True) if gone)
+    assert found["standing"] == sum(max(line) <= 0 for line in zip(*found["margins"], strict=True))
+    assert margins(model, split, ball, Stream.of(0), ("pgd2",), lambda: True) is None
+
+
+def test_the_region_counts_and_the_loss_rises_with_gamma() -> None:
+    model, split = deciding()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = region(model, split, Ball("linf", 0.2), Stream.of(0))
+    assert sum(found["tau"]) == found["found"] > 0 and len(found["tau"]) == 9
+    assert all(-1.0 <= value <= 1.0 for value in found["cosine"])
+    assert region(model, split, Ball("linf", 1e-6), Stream.of(0))["apart"] == [None, None, None]
+    up = rise(model, split, Ball("linf", 0.05), Stream.of(0))
+    assert up["loss"] < up["moved"][0] < up["moved"][-1]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
 
 
 def test_where_data_lie_is_asked_of_all_alike_and_the_embedded_ones_lie_nowhere() -> None:

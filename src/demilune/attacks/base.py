@@ -55,7 +55,11 @@ def doubtful(model: Model, logits: Tensor, y: Tensor) -> Tensor:
 
     Where ``model`` searches in low precision, also where the margin falls short of 0 by at most SLACK · max_k |z_k|.
     """
-    height = breach(logits, y)
+    return unsure(model, logits, breach(logits, y))
+
+
+def unsure(model: Model, logits: Tensor, height: Tensor) -> Tensor:
+    """Return the same where the margins, :func:`breach`, are known already."""
     if not isinstance(model, Search):
         return height >= 0
     return ~(height < -SLACK * logits.detach().float().abs().amax(dim=1))

@@ -9,7 +9,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Model, Search, breach, doubtful, quick
+from demilune.attacks.base import Attack, Model, Search, breach, quick, unsure
 from demilune.attacks.judge import correct, right
 from demilune.attacks.pgd import wrong_classes
 from demilune.core.geometry import Ball, Norm, per_image
@@ -182,8 +182,9 @@ def _looked(model: Model, point: Tensor, y: Tensor, wanted: Tensor) -> tuple[Ten
         return wrong, wrong
     with torch.no_grad():
         logits = quick(model)(point)
-    wrong, sure = breach(logits, y) >= 0, torch.zeros_like(wanted)
-    asked = (doubtful(model, logits, y) & wanted).nonzero().squeeze(1)
+    height, sure = breach(logits, y), torch.zeros_like(wanted)
+    wrong = height >= 0
+    asked = (unsure(model, logits, height) & wanted).nonzero().squeeze(1)
     if len(asked):
         verdict = ~correct(model, point[asked], y[asked])
         wrong, sure = wrong.index_copy(0, asked, verdict), sure.index_copy(0, asked, verdict)

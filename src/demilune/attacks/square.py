@@ -12,7 +12,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Model, Search, breach, doubtful, quick
+from demilune.attacks.base import Attack, Model, Search, breach, quick, unsure
 from demilune.attacks.judge import correct, right
 from demilune.core.geometry import Ball, per_image
 from demilune.core.random import Stream
@@ -114,10 +114,8 @@ class Square(Attack):
 def _asked(model: Model, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return each point's margin [n] as the search sees it, and where that may be a misclassified image, bool [n]."""
     logits = quick(model)(point)
-    if isinstance(model, Search):
-        return breach(logits, y), doubtful(model, logits, y)
-    height = _height(logits, y)
-    return height, height >= 0
+    height = breach(logits, y) if isinstance(model, Search) else _height(logits, y)
+    return height, unsure(model, logits, height)
 
 
 def _broken(model: Model, now: _Standing, doubt: Tensor) -> Tensor:

@@ -82,11 +82,11 @@ def evaluate(
 
     ``search`` gives the model in the precision to search in, itself or a :class:`~demilune.attacks.Search`; verdicts
     are the model's own, in float32. With ``partial`` the per-image results so far are kept in that file, and an
-    interrupted evaluation of the same ``identity`` goes on where it stopped. Draws are addressed by image, so neither ``batch`` nor an interruption
-    changes one. Images that need no attack (wrong when clean, or broken by the entry that this one comes ``after``)
-    are left out before batches are made. ``watch`` may raise to stop. ``alone``: a model's answer to an image depends
-    on nothing else; where it does, rows may contradict each other. ``randomised``: it answers by chance, None where
-    nobody asked.
+    interrupted evaluation of the same ``identity`` goes on where it stopped. Draws are addressed by image, so
+    neither ``batch`` nor an interruption changes one. Images that need no attack (wrong when clean, or broken by
+    the entry that this one comes ``after``) are left out before batches are made. ``watch`` may raise to stop.
+    ``alone``: a model's answer to an image depends on nothing else; where it does, rows may contradict each other.
+    ``randomised``: it answers by chance, None where nobody asked.
     Raises DemiluneError where ε = 0 does not give exactly the clean accuracy, or a result contradicts itself.
     """
     with frozen(model, "eval"):

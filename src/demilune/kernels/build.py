@@ -49,7 +49,8 @@ class Kernels:
 
     def fingerprint(self, weight: Tensor) -> int | None:
         """Return a number that changes with the weight's values, some 45 GB/s; None where it is not dense."""
-        if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+        dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+        if not (dense and _float32(weight)):
             return None
         found: int = self.library.demilune_fingerprint(weight.data_ptr(), weight.numel())
         return found
@@ -62,6 +63,11 @@ class Kernels:
         outputs, inputs, s_out, s_in = *weight.shape[:2], *weight.stride()[:2]
         if turned:
             outputs, inputs, s_out, s_in = inputs, outputs, s_in, s_out
+        if weight.shape[2:] != (3, 3) or outputs % self.lanes or inputs % self.lanes or not _float32(weight):
+            raise DemiluneError(
+                f"a weight of shape {tuple(weight.shape)} in {weight.dtype} on {weight.device}: [K,C,3,3] in float32 "
+                f"on a cpu is possible, with K and C multiples of {self.lanes}"
+            )
         packed = torch.empty(36 * outputs * inputs)
         self.library.demilune_pack(
             weight.data_ptr(), outputs, inputs, s_out, s_in, *weight.stride()[2:], turned, packed.data_ptr(),
@@ -72,10 +78,15 @@ class Kernels:
     def convolve(self, x: Tensor, packed: Tensor, outputs: int) -> Tensor:
         """Return the convolution [B,K,H,W] of float32 images [B,C,H,W], stride 1 and padding 1, channels last.
 
-        Raises MemoryError.
+        ``packed`` is what ``pack`` made. Raises MemoryError.
         """
         images, inputs, height, width = x.shape
-        x = x.contiguous(memory_format=torch.channels_last)
+        if packed.numel() != 36 * inputs * outputs or not _float32(x):
+            raise DemiluneError(
+                f"images of shape {tuple(x.shape)} in {x.dtype} on {x.device}: float32 on a cpu is possible, with the "
+                "weight's channels"
+            )
+        x = x.resolve_neg().contiguous(memory_format=torch.channels_last)
         y = torch.empty((images, outputs, height, width), memory_format=torch.channels_last)
         failed = self.library.demilune_convolve(
             x.data_ptr(), packed.data_ptr(), y.data_ptr(), images, height, width, inputs, outputs, self.threads
@@ -83,6 +94,10 @@ class Kernels:
         if failed:
             raise MemoryError(f"no memory for a convolution of {tuple(x.shape)}")
         return y
+
+
+def _float32(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 @functools.cache

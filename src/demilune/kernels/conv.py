@@ -86,7 +86,7 @@ class Convolution(torch.autograd.Function):
 def convolution(x: Tensor, weight: Tensor, turned: bool, packing: Packing) -> Tensor:
     """Return the convolution of float32 x [B,C,H,W] by w [K,C,3,3], stride 1, padding 1, or, ``turned``, its adjoint.
 
-    Channels are multiples of ``packing.kernels.lanes``.
+    Raises DemiluneError where channels are no multiples of ``packing.kernels.lanes``, or do not fit.
     """
     y: Tensor = Convolution.apply(x, weight, turned, packing, packing.state(weight))  # type: ignore[no-untyped-call]
     return y
@@ -113,8 +113,8 @@ def winograd(packing: Packing) -> Iterator[None]:
 
     It fits ``torch.conv2d`` (so ``nn.Conv2d`` and every network) of 3×3 filters with stride 1, padding 1, one group, in
     float32 on a processor, without autocast or function transforms, channels both being multiples of the vector and
-    at least 16. Outputs differ from torch's by some 3e-6 of the largest.
-    Transformed filters stay in ``packing`` for the next time.
+    at least 16. Outputs differ from torch's by some 3e-6 of the largest: fit to search with, not for a verdict.
+    Images too small or too few for it to pay (``pays``) are left to torch. Transformed filters stay in ``packing``.
     """
     with Intercepted(packing):
         yield
@@ -132,6 +132,8 @@ def _answer(
 ) -> Tensor | None:
     """Return the convolution with its bias, or None where torch should make it."""
     if not (_is_one(stride) and (padding == "same" or _is_one(padding)) and _is_one(dilation) and groups == 1):
+        return None
+    if not (bias is None or (bias.dtype == torch.float32 and bias.shape == weight.shape[:1])):
         return None
     if not (_plain(input) and _plain(weight) and _fits(packing.kernels, input, weight)):
         return None
@@ -160,6 +162,8 @@ def _plain(x: Tensor) -> bool:
 
 def _fits(kernels: Kernels, x: Tensor, weight: Tensor) -> bool:
     outputs, inputs = weight.shape[:2]
+    if not kernels.threaded and torch.get_num_threads() > 2:  # one thread of ours is worth two or three of torch's
+        return False
     channels = inputs % kernels.lanes == outputs % kernels.lanes == 0 and min(inputs, outputs) >= CHANNELS
     return weight.shape[2:] == (3, 3) and channels and x.shape[1] == inputs and pays(*x.shape[0:1], *x.shape[2:])
 

@@ -7,7 +7,7 @@ be read has none, and others' figures for orientation instead, under the name of
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any
 
@@ -40,13 +40,20 @@ def table(paper: str, number: int | str) -> dict[str, Any]:
     return value
 
 
-def part(paper: str, number: int | str, data: str, norm: str = "linf") -> dict[str, Any] | None:
-    """Return the part of a table that is about these data and this norm; corrupted data count as theirs."""
-    for found in table(paper, number)["parts"]:
-        if found["data"] in (data, f"{data}_c") and found.get("norm", "linf") == norm:
-            value: dict[str, Any] = found
-            return value
-    return None
+def part(
+    paper: str, number: int | str, data: str, norm: str = "linf", lines: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any] | None:
+    """Return the part of a table that is about these data and this norm; corrupted data count as theirs.
+
+    Of several (other networks) the first that has one of ``lines``, by the fields of their rows.
+    """
+    fitting: list[dict[str, Any]] = [
+        found
+        for found in table(paper, number)["parts"]
+        if found["data"] in (data, f"{data}_c") and found.get("norm", "linf") == norm
+    ]
+    wanted = list(lines)
+    return next((one for one in fitting if any(values(one, line) for line in wanted)), next(iter(fitting), None))
 
 
 def values(found: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float]:

@@ -30,6 +30,14 @@ def named(name: str) -> Suite:
     return SUITES[name]
 
 
+def holding(word: str) -> list[str]:
+    """Return the names that begin with a word, else those that hold it (rat/ is not lrat/); refuses what none has."""
+    found = [name for name in SUITES if name.startswith(word)] or [name for name in SUITES if word in name]
+    if not found:
+        raise unknown("suite", word, SUITES)
+    return found
+
+
 def cells(suite: Suite, choice: Choice) -> tuple[Cell, ...]:
     """Return the suite's cells under a choice, seed by seed and line by line."""
     return cells_of(suite, choice, PAPERS[suite.paper][1])
@@ -46,6 +54,7 @@ __all__ = [
     "Line",
     "Suite",
     "cells",
+    "holding",
     "named",
     "settled",
 ]

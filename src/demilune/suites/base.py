@@ -20,7 +20,9 @@ from demilune.schedules import Piecewise, Triangular
 Fields = Mapping[str, Any]
 """Fields of an experiment by dotted name, as {"method.mass_low": 0.3}."""
 
-Kind = Literal["evaluation", "curve", "training", "pace", "plane"]
+Kind = Literal["evaluation", "curve", "training", "pace", "plane", "probe"]
+
+FIRST = "first"
 
 QUICK_WIDTH, QUICK_EPOCHS, QUICK_IMAGES = 16, 15, 200
 """Our own short schedule for the embedded digits: channels, epochs, and test images at most."""
@@ -35,7 +37,8 @@ class Ask:
     """One thing asked of a trained network, or of its training.
 
     kind: evaluation (``names`` are attacks), curve (``names`` is one kind of `demilune curves`), training (the epochs'
-        metrics), pace (seconds of a training step, relative to the first line's), plane (RAT's Fig. 1)
+        metrics), pace (seconds of a training step, relative to the first line's), plane (RAT's Fig. 1; ``names`` is
+        the image's id, or FIRST for the first that fits), probe (``names`` is one of `suites.probe`)
     names: what of that kind
     limit: so many test images at most, 0 for all
     small: what is asked in their place on the digits; empty for the same
@@ -77,14 +80,13 @@ class Line:
 class Claim:
     """What a paper says, as a comparison of two lines by one row of the evaluation, or of their gaps.
 
-    ``more`` is claimed to be above ``less``; ``points`` by how much in the paper, None where it does not say.
+    ``more`` is claimed to be above ``less``; an empty one is the best, or worst, of the others.
     """
 
     text: str
     more: str
     less: str
     row: str
-    points: float | None = None
 
 
 @final
@@ -134,6 +136,7 @@ class Choice:
     seeds: how many, from 0 on
     limit: test images, 0 for as many as the suite asks
     checkpoint: which of a run is asked
+    image: the test image of a plane, None for one that fits
     fields: fields of all experiments, by section, laid over everything else
     """
 
@@ -144,6 +147,7 @@ class Choice:
     seeds: int = 1
     limit: int = 0
     checkpoint: Literal["best", "last"] = "best"
+    image: int | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -224,6 +228,8 @@ def asked_here(ask: Ask, choice: Choice) -> Ask:
     """Return what is asked under a choice: less on the digits, and of fewer images where it says so."""
     if choice.data == "digits":
         ask = replace(ask, names=ask.small or ask.names)
+    if ask.kind == "plane":
+        return ask if choice.image is None else replace(ask, names=(str(choice.image),))
     if choice.schedule == "quick":
         ask = replace(ask, limit=min(ask.limit or QUICK_IMAGES, QUICK_IMAGES))
     names = tuple(name for name in ask.names if choice.norm == "linf" or name.split("@")[0] not in LINF_ONLY)

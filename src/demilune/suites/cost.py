@@ -27,6 +27,7 @@ from demilune.moves import AWP, RWP
 from demilune.runs import write_json
 from demilune.runtime import Runtime, hardware
 from demilune.suites.base import TRAIN_IMAGES, Cell
+from demilune.suites.probe import ATTACKS
 from demilune.suites.record import classes_of, images_asked
 
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "imagenette": (3, 128, 128)}
@@ -97,6 +98,8 @@ def measuring_passes(cell: Cell) -> float:
         return 3_000.0
     count = images_asked(cell)
     kind = ask.names[0]
+    if ask.kind == "probe" and kind != "margins":
+        return 60.0 * count
     if ask.kind == "curve" and kind in SURVEYS:
         return float(SURVEYS[kind] * count)
     if kind == "corruptions":
@@ -105,7 +108,15 @@ def measuring_passes(cell: Cell) -> float:
         return 22.0 * (count + min(TRAIN_IMAGES[name_of(experiment.data)], CURVE_IMAGES["gaps"]))
     setting = Setting(0.25, experiment.ball.norm, classes_of(cell))
     budget = ("budget_pgd10", "budget_margin50", "budget_apgd_ce")
-    names = ask.names if ask.kind == "evaluation" else budget if kind == "budgets" else ("iterations100",)
+    names = (
+        ask.names
+        if ask.kind == "evaluation"
+        else ATTACKS
+        if ask.kind == "probe"
+        else budget
+        if kind == "budgets"
+        else ("iterations100",)
+    )
     return sum(
         sum(one.cost) * min(one.most or count, count) * (1.0 if one.everywhere else STANDING)
         for one in suite(names, setting)

@@ -11,17 +11,18 @@ from typing import Any
 
 from demilune.automatic import stepping
 from demilune.core.random import Stream
-from demilune.evaluate.assess import Request, assess
+from demilune.evaluate.assess import Request, assess, chosen_images
 from demilune.evaluate.curves import corruptions, measure
-from demilune.evaluate.subject import opened
+from demilune.evaluate.subject import Subject, opened
 from demilune.experiment import Experiment, completed, name_of, stored
 from demilune.methods import RAT
 from demilune.runs import RunFolder, environment, read_json, write_json
 from demilune.runtime import enough_memory, hardware
-from demilune.suites.base import Cell, slug
+from demilune.suites.base import FIRST, Cell, slug
 from demilune.suites.cost import SHAPES, learn
 from demilune.suites.plane import plane
-from demilune.suites.record import Made, finished, pace_record
+from demilune.suites.probe import margins, region, rise
+from demilune.suites.record import Made, finished, images_asked, pace_record
 
 Train = Callable[[Experiment, RunFolder], bool]
 """Trains, or goes on, in a folder; False where somebody stopped it."""
@@ -51,10 +52,10 @@ def trained(cell: Cell, runs: Path, train: Train) -> RunFolder | None:
     return folder
 
 
-def asked(cell: Cell, folder: RunFolder, given: Mapping[str, str], image: int | None, stopping: Stopping) -> bool:
+def asked(cell: Cell, folder: RunFolder, given: Mapping[str, str], stopping: Stopping) -> bool:
     """Ask a trained network what a cell asks, into its folder; return False where somebody stopped it.
 
-    ``given`` are folders for corruptions, by name; ``image`` is the test image of a plane.
+    ``given`` are folders for corruptions, by name.
     """
     ask, runtime = cell.ask, cell.experiment.runtime
     if ask.kind == "training":
@@ -63,17 +64,16 @@ def asked(cell: Cell, folder: RunFolder, given: Mapping[str, str], image: int | 
     with stopping() as stop, enough_memory():
         subject = opened(folder.checkpoint(cell.checkpoint), settings)
         request = Request(limit=ask.limit, settings=settings)
-        if ask.kind == "plane":
-            found = plane(
-                subject.model, subject.dataset.test.to(subject.device), subject.ball,
-                Stream.of(0, "survey", device=subject.device), region_of(cell.experiment), image,
-            )  # fmt: skip
+        if ask.kind in ("plane", "probe"):
+            found = looked(cell, subject, request, stop)
+            if found is None:
+                return False
             about = {
                 "names": list(subject.dataset.classes), "checkpoint": subject.checkpoint, "data": subject.dataset.name,
                 "data_sha256": dict(subject.dataset.sha256), "data_official": subject.dataset.official,
                 "environment": environment() | {"device": hardware(subject.device)},
             }  # fmt: skip
-            write_json(folder.path / "plane.json", {**found, **about})
+            write_json(folder.path / f"{ask.kind}-{ask.names[0]}.json", {**found, **about})
             return True
         if ask.kind == "curve":
             kind = ask.names[0]
@@ -83,6 +83,19 @@ def asked(cell: Cell, folder: RunFolder, given: Mapping[str, str], image: int | 
             return done is not None
         result, _ = assess(subject, None, replace(request, attacks=ask.names), stop)
         return result is not None
+
+
+def looked(cell: Cell, subject: Subject, request: Request, stop: Callable[[], bool]) -> dict[str, Any] | None:
+    """Return a plane or a probe of a network as plain values; None where somebody stopped it."""
+    ask, model, ball = cell.ask, subject.model, subject.ball
+    rng, method = Stream.of(0, "survey", device=subject.device), region_of(cell.experiment)
+    if ask.kind == "plane":
+        image = int(ask.names[0]) if ask.names[0] != FIRST else None
+        return plane(model, subject.dataset.test.to(subject.device), ball, rng, method, image)
+    split = chosen_images(subject.dataset, replace(request, limit=images_asked(cell))).to(subject.device)
+    if ask.names[0] == "region":
+        return region(model, split, ball, rng, method)
+    return rise(model, split, ball, rng) if ask.names[0] == "rise" else margins(model, split, ball, rng, stop=stop)
 
 
 def region_of(experiment: Experiment) -> RAT:

@@ -35,26 +35,28 @@ def plane(
     """Return class and loss over the plane of x, x_f and x_e, as plain values; see :func:`demilune.pages.plane`.
 
     ``image`` is the id of the image; without one the first is taken that is right, that an iterate before the last
-    fools, and whose two adversarial points lie farthest apart among the first 200. The first axis runs from x to x_e,
+    fools, and whose two adversarial points lie farthest apart among the first 200; of one that was named, x_f is x_e
+    where no iterate before fools, and the second axis then any. The first axis runs from x to x_e,
     the second, at a right angle to it, towards x_f; both in units of ε√d (l2: ε), so that a corner of the ball is at 1.
     Points are clamped to [0,1] before they are judged, as RAT's are.
-    Raises DemiluneError where no image will do.
+    Raises DemiluneError where no image will do, or none is called so.
     """
     chosen = split.take(torch.arange(min(len(split), 200), device=split.ids.device))
     if image is not None:
         place = (split.ids == image).nonzero().flatten()
         if len(place) == 0:
-            raise DemiluneError(f"there is no test image {image}: ids are from 0 to {int(split.ids.max())}")
+            near = split.ids[(split.ids - image).abs().argsort(stable=True)[:5]].sort().values.tolist()
+            raise DemiluneError(f"{image} is no test image's id; the nearest are {', '.join(map(str, near))}")
         chosen = split.take(place)
     with frozen(model, "eval"), seeded(rng.sub("plane"), split.ids.device):
         x, draws = chosen.pixels(slice(None)), rng.images(chosen.ids)
         ends = method.ends(model, Batch(x, chosen.labels, 0, chosen.ids, 0), ball, draws)
         apart = (ends.first - ends.end).flatten(1).norm(dim=1)
         fit = ends.found & (apart > 0) & correct(model, x, chosen.labels)
-        if not bool(fit.any()):
+        if image is None and not bool(fit.any()):
             raise DemiluneError(
                 "no image spans a plane: none of those looked at is right and fooled before the attack's last step; "
-                "name another --image, or another network"
+                "name one with --image, or another network"
             )
         row = int(torch.where(fit, apart, torch.full_like(apart, -1.0)).argmax())
         start, first, end = (part[row].flatten() for part in (x, ends.first, ends.end))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 from demilune.errors import DemiluneError
 from demilune.evaluate.curves import IMAGES as CURVE_IMAGES
@@ -18,6 +18,7 @@ from demilune.report import files
 from demilune.results import Evaluation
 from demilune.runs import RunFolder, read_json
 from demilune.suites.base import TEST_IMAGES, Cell, identity, slug, trained_key
+from demilune.suites.probe import IMAGES as PROBE_IMAGES
 from demilune.surveys import Direction, Landscape, Survey
 
 
@@ -59,23 +60,28 @@ def records_of(path: Path) -> list[Made]:
     made = [_trained(folder, experiment)]
     for room in ("evaluations", "curves"):
         made += [one for file in folder.evaluations(room) if (one := _measured(folder, experiment, file)) is not None]
-    made.append(_plane(folder, experiment))
+    made += [_looked(folder, experiment, file, kind) for kind in LOOKS for file in looked_at(folder, kind)]
     return [one for one in made if one is not None]
 
 
-def _plane(folder: RunFolder, experiment: Experiment) -> Made | None:
-    """Return the record of a plane that was looked at."""
-    file = folder.path / "plane.json"
-    if not file.exists():
-        return None
-    value = read_json(file, "a plane")
+LOOKS: tuple[Literal["plane", "probe"], ...] = ("plane", "probe")
+
+
+def looked_at(folder: RunFolder, kind: str, what: str = "*") -> list[Path]:
+    """Return the files of the planes or probes of a network."""
+    return sorted(folder.path.glob(f"{kind}-{what}.json"))
+
+
+def _looked(folder: RunFolder, experiment: Experiment, file: Path, kind: Literal["plane", "probe"]) -> Made:
+    """Return the record of a plane or a probe."""
+    value, what = read_json(file, f"a {kind}"), file.stem.partition("-")[2]
     about = value.pop("environment", None)
     data = {
         "name": value.pop("data"), "official": value.pop("data_official") is True, "sha256": value.pop("data_sha256"),
     }  # fmt: skip
     checkpoint = value.pop("checkpoint")
     measured = {"environment": hardware(about)}
-    return _made(experiment, "plane", "", checkpoint, data, _training(folder), measured, commit(about), value)
+    return _made(experiment, kind, what, checkpoint, data, _training(folder), measured, commit(about), value)
 
 
 def pace_record(cell: Cell, found: Mapping[str, Any], about: Mapping[str, Any]) -> Made:
@@ -308,10 +314,12 @@ def answers(cell: Cell, records: Sequence[Record]) -> list[Record]:
     neither changes a verdict. The gaps need both a test and a training side.
     """
     ask = cell.ask
-    if ask.kind in ("training", "pace", "plane"):
-        found = [one for one in records if one.kind == ask.kind and (not ask.names or one.what == ask.names[0])]
-        return found[:1]
+    if ask.kind in ("training", "pace"):
+        return [one for one in records if one.kind == ask.kind][:1]
     here = [one for one in records if usual(one, cell)]
+    if ask.kind in ("plane", "probe"):
+        wanted = images_asked(cell) if ask.kind == "probe" else 0
+        return [one for one in here if (one.kind, one.what) == (ask.kind, ask.names[0]) and one.n >= wanted][:1]
     if ask.kind == "curve":
         kind, wanted = ask.names[0], images_asked(cell)
         sides = ("gaps", "gaps-train") if kind == "gaps" else (kind,)
@@ -331,7 +339,7 @@ def answers(cell: Cell, records: Sequence[Record]) -> list[Record]:
 
 def usual(record: Record, cell: Cell) -> bool:
     """Say whether a record is of a cell's checkpoint and ball, with the seed and the step size that all have."""
-    if record.kind in ("training", "pace", "plane"):
+    if record.kind in ("training", "pace"):
         return True
     ball, found = cell.experiment.ball, record.found
     same = "eps" not in found or (found["norm"] == ball.norm and abs(float(found["eps"]) - ball.eps) < 1e-9)
@@ -349,7 +357,7 @@ def images_asked(cell: Cell) -> int:
     data = cell.experiment.data
     total = getattr(data, "test", None) if type(data).__name__ == "Digits" else None
     total = total or TEST_IMAGES[name_of(data)]
-    usual = CURVE_IMAGES.get(cell.ask.names[0], 0) if cell.ask.kind == "curve" else 0
+    usual = {"curve": CURVE_IMAGES, "probe": PROBE_IMAGES}.get(cell.ask.kind, {}).get((*cell.ask.names, "")[0], 0)
     # a survey of the right images, or one that leaves some out, may report fewer; what was looked at counts
     return min(cell.ask.limit or usual or total, total)
 

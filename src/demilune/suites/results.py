@@ -110,7 +110,7 @@ def _sheets(group: Group, noted: set[str]) -> tuple[list[str], set[str]]:
 
 def _tables(figures: Sequence[str]) -> tuple[str, ...]:
     """Return those figures that are tables."""
-    return tuple(kind for kind in figures if kind in ("crossed", "region", "stationary"))
+    return tuple(kind for kind in figures if kind in ("crossed", "region", "stationary") or kind.startswith("probe-"))
 
 
 def _has(line: Shown, suite: Suite) -> bool:

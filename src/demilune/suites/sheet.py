@@ -10,7 +10,7 @@ from demilune.experiment import Experiment, name_of, plain
 from demilune.ledger import Record
 from demilune.options import flat, levels
 from demilune.pages import Asked, Sheet, Shown
-from demilune.suites.base import Cell, Choice, Suite
+from demilune.suites.base import Cell, Choice, Claim, Suite
 from demilune.suites.record import Shelf
 
 UNSEEN = (
@@ -75,11 +75,13 @@ def sheet(suite: Suite, choice: Choice, found: Sequence[Cell], shelf: Shelf, com
         of.setdefault(cell.line.label, []).append(cell)
         if not shelf.answers(cell):
             left.append(f"{cell.line.label}, seed {cell.seed}: {cell.ask.told()}")
-    part = papers.part(suite.paper, suite.table, choice.data, choice.norm) if suite.table else None
+    part = _part(suite, choice.data, choice.norm)
+    nearest = part or _part(suite, suite.data[0], choice.norm)  # the digits are no paper's
     for label, cells in of.items():
         known: dict[int, tuple[Cell, list[Record]]] = {}
         for cell in cells:  # of several networks that a line could be, the one that there is
-            records = shelf.records(cell)
+            planes = shelf.answers(cell) if cell.ask.kind == "plane" else []
+            records = [one for one in shelf.records(cell) if one.kind != "plane" or one in planes]
             if records and cell.seed not in known:
                 known[cell.seed] = cell, records
         seeds = tuple(tuple(records) for _, records in known.values())
@@ -103,12 +105,38 @@ def sheet(suite: Suite, choice: Choice, found: Sequence[Cell], shelf: Shelf, com
         lines=tuple(sorted(lines, key=lambda one: [line.label for line in suite.lines].index(one.label))),
         columns=suite.columns,
         figures=suite.figures,
-        claims=tuple(Asked(one.text, one.more, one.less, one.row, one.points) for one in suite.claims),
-        notes=(*suite.notes, *(papers.notes(suite.paper, suite.table) if suite.table else ())),
+        claims=tuple(
+            Asked(one.text, one.more, one.less, one.row, points(one, suite, nearest, found)) for one in suite.claims
+        ),
+        notes=(
+            *([f"The paper's points of claims are those of {suite.data[0]}."] if nearest and not part else []),
+            *suite.notes,
+            *(papers.notes(suite.paper, suite.table) if suite.table else ()),
+        ),
         left=tuple(left),
         commands=(command,) if command else (),
         images={"": part.get("test_images", 0), "nattack": part.get("nattack_images", 0)} if part else {},
     )
+
+
+def _part(suite: Suite, data: str, norm: str) -> dict[str, Any] | None:
+    """Return the part of a suite's published table that is about these data, None where there is none."""
+    if not suite.table:
+        return None
+    return papers.part(suite.paper, suite.table, data, norm, [line.theirs for line in suite.lines])
+
+
+def points(claim: Claim, suite: Suite, part: Mapping[str, Any] | None, found: Sequence[Cell]) -> float | None:
+    """Return by how much a claim holds among the published figures, in points; None where they do not say."""
+    if part is None or not papers.table(suite.paper, suite.table).get("comparable", True):
+        return None
+    cells = {cell.line.label: cell for cell in found}
+    figures = {label: papers.values(part, _theirs(part, cell)).get(claim.row) for label, cell in cells.items()}
+    known = {label: value for label, value in figures.items() if value is not None}
+    others = [value for label, value in known.items() if label not in (claim.more, claim.less)]
+    more = known.get(claim.more) if claim.more else min(others, default=None)
+    less = known.get(claim.less) if claim.less else max(others, default=None)
+    return None if more is None or less is None else more - less
 
 
 def _theirs(part: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
@@ -125,4 +153,4 @@ def _same_net(part: Mapping[str, Any], experiment: Experiment) -> bool:
     return all(model.get(name) == value for name, value in part.get("model", {}).items())
 
 
-__all__ = ["departures", "setting", "sheet"]
+__all__ = ["departures", "points", "setting", "sheet"]

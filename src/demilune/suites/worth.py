@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from demilune.errors import DemiluneError, unknown
+from demilune.errors import DemiluneError
 from demilune.presets import SHORT
-from demilune.suites import PAPERS, SUITES, cells
+from demilune.suites import PAPERS, cells, holding
 from demilune.suites.base import Cell, Choice, settled
 from demilune.suites.cost import estimate, kept
 from demilune.suites.record import Shelf
@@ -38,19 +38,19 @@ def ordered(choice: Choice, word: str = "") -> list[Cell]:
     """Return all cells there are under a choice, the most valuable first; ``word`` is part of the suites' names.
 
     An empty schedule or data set means all of them.
+    Raises DemiluneError where no suite is called so.
     """
-    if not any(word in name for name in SUITES):
-        raise unknown("suite", word, SUITES)
     found = sorted(_all(choice, word), key=lambda pair: pair[0])
     return [cell for _, cell in found]
 
 
 def _all(choice: Choice, word: str) -> Iterator[tuple[Worth, Cell]]:
+    names = holding(word)
     seeds = choice.seeds if choice.seeds > 1 else SEEDS
     for p, (suites, _) in enumerate(PAPERS.values()):
         for s, suite in enumerate(suites):
             sets = (*suite.data, "digits")
-            if word not in suite.name or choice.norm not in suite.norms or (choice.data and choice.data not in sets):
+            if suite.name not in names or choice.norm not in suite.norms or (choice.data and choice.data not in sets):
                 continue
             for d, data in enumerate([choice.data] if choice.data else sets):
                 lengths = [choice.schedule.lower()] if choice.schedule else LENGTHS
