@@ -279,6 +279,7 @@ def _show_suites(options: argparse.Namespace) -> int:
     from demilune.suites import cells, holding, named, settled
     from demilune.suites.cost import estimate, kept
     from demilune.suites.record import Shelf
+    from demilune.suites.worth import nowhere
 
     _, ledger = _folders(options)
     shelf, paces = Shelf.of_folder(ledger), kept()
@@ -303,6 +304,8 @@ def _show_suites(options: argparse.Namespace) -> int:
         time = long(seconds) if left else "–"
         done = str(len(found) - len(left))
         rows.append((name, choice.data, choice.schedule, str(len(found)), done, str(len(left)), time, suite.title))
+    if len(rows) == 1:
+        raise nowhere(_choice(options))
     _print_rows(rows)
     print(
         "Times are estimates for this machine: passes counted, times the pace of a pass, measured once and corrected "
@@ -351,7 +354,7 @@ def ledger(argv: Sequence[str]) -> int:
 def _list(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("words", nargs="*", default=[], metavar="WORD", help="only cells that hold all of these")
     parser.add_argument("--ledger", type=place, metavar="DIR", help=f"the ledger (default {LEDGER})")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     from demilune.ledger import cells_in, line, matching, read
 
     folder = Path(getattr(options, "ledger", LEDGER))
@@ -373,7 +376,7 @@ def _add(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument(
         "--replace", action="store_true", help="put new numbers in the place of others of the same cell"
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     if not options.runs:
         raise DemiluneError("no run was named: demilune ledger add RUN …")
     from demilune.ledger import read, write
@@ -405,7 +408,7 @@ def _next(parser: Parser, argv: Sequence[str]) -> int:
     options.action = "next"
     hours = getattr(options, "hours", None)
     if hours is None or not hours > 0:
-        raise DemiluneError("--hours is missing, or none: say how much time there is, as --hours 0.4")
+        raise DemiluneError("--hours is missing, or not above 0: say how much time there is, as --hours 0.4")
     from demilune.suites.worth import plan
 
     out, folder = Path(getattr(options, "out", OUT)), Path(getattr(options, "ledger", LEDGER))

@@ -100,6 +100,11 @@ class Runtime:
         """Whether a search computes as a verdict does."""
         return self.precision == "float32" and self.convolution == "plain"
 
+    @property
+    def arithmetic(self) -> str:
+        """What a search computes in, in words."""
+        return f"{self.precision} (Winograd)" if self.convolution == "winograd" else self.precision
+
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Return the model on the device in this layout."""
         model = model.to(device)

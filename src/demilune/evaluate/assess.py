@@ -139,7 +139,7 @@ def assess(
         norm=subject.ball.norm,
         eps=subject.ball.eps,
         randomised=found.randomised,
-        search_precision=subject.runtime.precision,
+        search_precision=subject.runtime.arithmetic,
         rows=found.rows,
         checks=ended.checks,
         seed=request.seed,

@@ -206,6 +206,10 @@ def settled(suite: Suite, choice: Choice) -> Choice:
         raise unknown(f"norm of {suite.name}", choice.norm, suite.norms)
     if choice.seeds < 1:
         raise DemiluneError(f"--seeds {choice.seeds}: it is a number of seeds, 1 or more")
+    if choice.limit < 0:
+        raise DemiluneError(f"--limit {choice.limit}: it is a number of test images, 0 for as many as the suite asks")
+    if choice.image is not None and (choice.image < 0 or all(ask.kind != "plane" for ask in suite.asks)):
+        raise DemiluneError(f"--image {choice.image}: it is the id of a test image, 0 or more, of a plane (rat/fig1)")
     return replace(choice, data=data, schedule=schedule)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, unknown
 from demilune.presets import SHORT
-from demilune.suites import PAPERS, cells, holding
+from demilune.suites import PAPERS, SUITES, cells, holding
 from demilune.suites.base import Cell, Choice, settled
 from demilune.suites.cost import estimate, kept
 from demilune.suites.record import Shelf
@@ -38,13 +38,24 @@ def ordered(choice: Choice, word: str = "") -> list[Cell]:
     """Return all cells there are under a choice, the most valuable first; ``word`` is part of the suites' names.
 
     An empty schedule or data set means all of them.
-    Raises DemiluneError where no suite is called so.
+    Raises DemiluneError where no suite is called so, or none can be run so.
     """
-    found = sorted(_all(choice, word), key=lambda pair: pair[0])
+    refusals = list[DemiluneError]()
+    found = sorted(_all(choice, word, refusals), key=lambda pair: pair[0])
+    if not found:
+        raise refusals[0] if refusals else nowhere(choice)
     return [cell for _, cell in found]
 
 
-def _all(choice: Choice, word: str) -> Iterator[tuple[Worth, Cell]]:
+def nowhere(choice: Choice) -> DemiluneError:
+    """Return the refusal of data or a ball that no suite has."""
+    every = dict.fromkeys(data for suite in SUITES.values() for data in (*suite.data, "digits"))
+    if choice.data and choice.data not in every:
+        return unknown("data", choice.data, every)
+    return DemiluneError(f"none of these suites is for {choice.data or 'such data'} and {choice.norm}")
+
+
+def _all(choice: Choice, word: str, refusals: list[DemiluneError]) -> Iterator[tuple[Worth, Cell]]:
     names = holding(word)
     seeds = choice.seeds if choice.seeds > 1 else SEEDS
     for p, (suites, _) in enumerate(PAPERS.values()):
@@ -62,9 +73,8 @@ def _all(choice: Choice, word: str) -> Iterator[tuple[Worth, Cell]]:
                     try:
                         here = settled(suite, replace(choice, data=data, schedule=schedule, seeds=seeds))
                         made = cells(suite, here)
-                    except DemiluneError:  # what a suite has no preset for
-                        if choice.data and choice.schedule and word == suite.name:
-                            raise
+                    except DemiluneError as error:  # what a suite has no preset for
+                        refusals.append(error)
                         continue
                     for cell in made:
                         line = suite.lines.index(cell.line)
