@@ -245,8 +245,12 @@ def _draw(
     words += [found[0].trained[:6]] if set(choice.fields) - {"runtime"} else []
     folder = out / "pages" / "-".join(word for word in words if word)
     page = sheet(suite, choice, found, shelf, command)
-    made = blocks(page) + ([f"[the report of the runs]({report})"] if report else [])
-    files: dict[str, bytes] = {"index.html": to_html(made, page.title).encode(), "index.md": to_markdown(made).encode()}
+    made = blocks(page)
+    beside = [f"[the report of the runs]({report})"] if report else []
+    files: dict[str, bytes] = {
+        "index.html": to_html([*made, *beside], page.title).encode(),
+        "index.md": to_markdown(made).encode(),
+    }
     for one in made:
         if isinstance(one, Drawing):
             files[f"figures/{one.name}.svg"] = one.svg.encode()

@@ -301,7 +301,7 @@ def matching(records: Mapping[Path, Record], words: Sequence[str]) -> dict[Path,
     """Return the records whose line in a listing holds all of these words."""
     found = {path: one for path, one in records.items() if all(word.lower() in line(one).lower() for word in words)}
     if records and not found:
-        raise unknown("cell", " ".join(words), [one.label for one in records.values()])
+        raise unknown("cell", " ".join(words), dict.fromkeys(one.label for one in records.values()))
     return found
 
 

@@ -13,10 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
 from demilune.errors import DemiluneError, check_types
 from demilune.kernels import Packing, load, winograd
@@ -123,7 +125,7 @@ class Runtime:
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context in which training and search run their forward passes."""
         if self.precision == "bf16":
-            return torch.autocast(device.type, torch.bfloat16)
+            return _low(device)
         return winograd(_packing()) if self.convolution == "winograd" else contextlib.nullcontext()
 
     def search(self, model: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -136,6 +138,33 @@ class Runtime:
                 return model(x)
 
         return forward
+
+
+@final
+class _PreciseHead(TorchFunctionMode):
+    """Computes linear layers of [N,F], as the last one is, in float32 under autocast.
+
+    Logits rounded to bf16 lie on a grid as wide as what the points that Square compares differ by, or FAB's distance to
+    a boundary: both leave images standing then that they break in float32.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch's."""
+        kwargs = kwargs or {}
+        if func is not linear or not args or not isinstance(args[0], Tensor) or args[0].dim() != 2:
+            return func(*args, **kwargs)
+        with torch.autocast(args[0].device.type, enabled=False):
+            widened = (one.float() if isinstance(one, Tensor) and one.dtype == torch.bfloat16 else one for one in args)
+            return func(*widened, **kwargs)
+
+
+@contextlib.contextmanager
+def _low(device: torch.device) -> Iterator[None]:
+    """Compute in bf16, but for the logits."""
+    with torch.autocast(device.type, torch.bfloat16), _PreciseHead():
+        yield
 
 
 @functools.cache

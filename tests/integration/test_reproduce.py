@@ -69,6 +69,7 @@ def test_every_cell_is_trained_asked_recorded_and_drawn(reproduced: Path) -> Non
     assert "| RAT | ours |" in text and "| SAT | ours |" in text
     assert "no paper has this setting" in text
     assert "RAT is above SAT" in text
+    assert '<a href="report/index.html">' in page(reproduced).with_suffix(".html").read_text()
     assert "share found" in text, "the table of the region"
     assert "## Missing" not in text
     assert "demilune reproduce rat/tiny" in text
@@ -179,6 +180,9 @@ def test_what_reproduce_cannot_do_is_refused(tmp_path: Path, capsys: pytest.Capt
     refused(["reproduce", "rat/tiny", *TINY, "--modle.width", "4", *out], capsys, "did you mean")
     refused(["reproduce", "rat/tiny", *TINY, "--seeds", "0", *out], capsys, "1 or more")
     refused(["reproduce", "rwp/rst", *TINY, *out], capsys, "rst cannot be had on digits", "--data")
+    refused(["reproduce", "rat/tiny", *TINY[:4], "--limit", "-4", *out], capsys, "--limit -4")
+    refused(["reproduce", "rat/tiny", *TINY, "--image", "3", *out], capsys, "--image 3", "rat/fig1")
+    refused(["reproduce", "--list", "--data", "mnist"], capsys, "unknown data 'mnist'", "svhn")
     refused(["reproduce", "--list", "nothing-such"], capsys, "unknown suite 'nothing-such'")
     assert not (tmp_path / "out").exists()
     busy = tmp_path / "busy"
@@ -231,6 +235,8 @@ def test_what_a_ledger_refuses_leaves_everything_as_it_was(
     refused(["ledger", "next", *option], capsys, "--hours is missing")
     refused(["ledger", "next", "--hours", "-1", *option], capsys, "--hours")
     refused(["ledger", "next", "--hours", "1", "--suite", "rat/tabel", *option], capsys, "unknown suite")
+    refused(["ledger", "next", "--hours", "1", "--data", "mnist", *option], capsys, "unknown data 'mnist'")
+    refused(["ledger", "next", "--hours", "1", "--device", "quantum", *option], capsys, "device 'quantum'", "cpu")
     assert not ledger.exists()
     run = next((reproduced / "runs").iterdir())
     half = tmp_path / "half"
@@ -279,12 +285,12 @@ def test_next_names_what_fits_and_runs_it(
     assert "nothing that is unfinished fits" in capsys.readouterr().out
     assert main([*words, "--hours", "1"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("rat/diag: RAT") == 3, "three seeds"
+    assert printed.count("rat/diag: RAT") == 6, "two cells of three seeds"
     assert printed.index("seed 0") < printed.index("seed 1") < printed.index("seed 2")
     assert not out.exists() and not ledger.exists()
     assert main([*words, "--hours", "1", "--seeds", "2", "--run"]) == 0
-    assert [one.kind for one in read(ledger).values()] == ["training", "training"]
-    assert sorted(one.experiment["seed"] for one in read(ledger).values()) == [0, 1]
+    made = sorted((one.experiment["seed"], one.kind) for one in read(ledger).values())
+    assert made == [(0, "probe"), (0, "training"), (1, "probe"), (1, "training")]
     capsys.readouterr()
     assert main([*words, "--hours", "1"]) == 0
     assert "seed 2" in capsys.readouterr().out, "what is done is not named again"

@@ -13,8 +13,6 @@ from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
-from torch.overrides import TorchFunctionMode
 
 from demilune.attacks import Model, Search, frozen, seeded
 from demilune.checkpoint import Checkpoint, fill, load_run
@@ -126,26 +124,6 @@ PLAIN: Mapping[str, Any] = MappingProxyType(
 """What is laid over a run's own runtime: an evaluation searches with no less than float32 unless asked to."""
 
 
-@final
-class _PreciseHead(TorchFunctionMode):
-    """Computes linear layers of [N,F], as the last one is, in float32 under autocast.
-
-    Logits rounded to bf16 lie on a grid as wide as what the points that Square compares differ by, or FAB's distance to
-    a boundary: both leave images standing then that they break in float32.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Call a function of torch's."""
-        kwargs = kwargs or {}
-        if func is not linear or not args or not isinstance(args[0], Tensor) or args[0].dim() != 2:
-            return func(*args, **kwargs)
-        with torch.autocast(args[0].device.type, enabled=False):
-            widened = (one.float() if isinstance(one, Tensor) and one.dtype == torch.bfloat16 else one for one in args)
-            return func(*widened, **kwargs)
-
-
 def searching(runtime: Runtime, device: torch.device) -> Callable[[Model], Model]:
     """Return what makes of a model the one to search with: itself in float32, else a :class:`Search`."""
 
@@ -154,7 +132,7 @@ def searching(runtime: Runtime, device: torch.device) -> Callable[[Model], Model
             return model
 
         def quick(x: Tensor) -> Tensor:
-            with runtime.autocast(device), _PreciseHead():
+            with runtime.autocast(device):
                 return model(x)
 
         return Search(model, quick)
