@@ -246,9 +246,9 @@ def _draw(
     folder = out / "pages" / "-".join(word for word in words if word)
     page = sheet(suite, choice, found, shelf, command)
     made = blocks(page)
-    beside = [f"[the report of the runs]({report})"] if report else []
+    link = [f"[the report of the runs]({report})"] if report else []
     files: dict[str, bytes] = {
-        "index.html": to_html([*made, *beside], page.title).encode(),
+        "index.html": to_html([*made, *link], page.title).encode(),
         "index.md": to_markdown(made).encode(),
     }
     for one in made:

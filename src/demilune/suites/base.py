@@ -234,6 +234,8 @@ def asked_here(ask: Ask, choice: Choice) -> Ask:
         ask = replace(ask, names=ask.small or ask.names)
     if ask.kind == "plane":
         return ask if choice.image is None else replace(ask, names=(str(choice.image),))
+    if ask.kind in ("training", "pace"):
+        return ask
     if choice.schedule == "quick":
         ask = replace(ask, limit=min(ask.limit or QUICK_IMAGES, QUICK_IMAGES))
     names = tuple(name for name in ask.names if choice.norm == "linf" or name.split("@")[0] not in LINF_ONLY)
