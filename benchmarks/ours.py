@@ -29,6 +29,7 @@ from demilune.evaluate.suite import Setting as Suite
 from demilune.evaluate.suite import suite
 from demilune.evaluate.table import Findings, evaluate
 from demilune.experiment import build, plain
+from demilune.kernels import load
 from demilune.methods import RAT, SAT, Method
 from demilune.models import Normalized, create
 from demilune.runtime import Runtime, hazard, low_precision
@@ -42,7 +43,14 @@ METHODS: dict[str, Method] = {"sat": SAT(PGD(STEPS, STEP)), "rat": RAT(PGD(STEPS
 
 def levers(device: torch.device) -> dict[str, Any]:
     """Return the levers that are on unless others are asked for: those worth it on this hardware."""
-    return {"channels_last": True, "precision": "bf16" if low_precision(device) else "float32"}
+    low = low_precision(device) is not None
+    return {"channels_last": True} | ({"precision": "bf16"} if low else precise(device))
+
+
+def precise(device: torch.device) -> dict[str, Any]:
+    """Return the levers of float32 that are on unless others are asked for: our own convolution, where it compiles."""
+    own = device.type == "cpu" and not isinstance(load(), str)
+    return {"precision": "float32", "convolution": "winograd" if own else "plain"}
 
 
 def runtime(setting: Setting, arm: Arm) -> Runtime:
@@ -50,7 +58,8 @@ def runtime(setting: Setting, arm: Arm) -> Runtime:
     where = {"device": setting.device, "threads": setting.threads}
     if arm == "off":
         return build(Runtime, where, "runtime")
-    return build(Runtime, {**setting.levers, **where, **({"precision": "float32"} if arm == "float32" else {})})
+    exact = arm == "float32" and setting.levers.get("precision") == "bf16"
+    return build(Runtime, {**setting.levers, **where, **(precise(setting.place) if exact else {})})
 
 
 def check(setting: Setting) -> None:

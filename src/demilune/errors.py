@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import types
 import typing
@@ -43,9 +44,14 @@ def needed(extra: str, module: str, misfit: str = "") -> typing.Any:
         raise DemiluneError(f"{module} does not import ({said(error)}): {misfit or install}") from None
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, typing.Any]:
+    return typing.get_type_hints(kind)
+
+
 def check_types(value: typing.Any) -> None:
     """Refuse a frozen value whose fields are not of the types declared, or not among the names that are possible."""
-    hints = typing.get_type_hints(type(value))
+    hints = _hints(type(value))
     for field in dataclasses.fields(value):
         given, kind = getattr(value, field.name), hints[field.name]
         if typing.get_origin(kind) is typing.Literal:
