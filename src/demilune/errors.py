@@ -51,7 +51,7 @@ def _hints(kind: type) -> dict[str, typing.Any]:
 
 def check_types(value: typing.Any) -> None:
     """Refuse a frozen value whose fields are not of the types declared, or not among the names that are possible."""
-    hints = _hints(type(value))
+    hints = _hints(value.__class__)
     for field in dataclasses.fields(value):
         given, kind = getattr(value, field.name), hints[field.name]
         if typing.get_origin(kind) is typing.Literal:
