@@ -101,7 +101,7 @@ def _tolerant(console: Console) -> Iterator[None]:
 
 @contextmanager
 def outliving(remark: str) -> Iterator[None]:
-    """Go on when the terminal goes away (SIGHUP), with ``remark`` for a log; where nohup has seen to it, as ever.
+    """Go on when the terminal goes away (SIGHUP), with ``remark`` for a log; under nohup too.
 
     What reads from or prints to the terminal that is gone is given nothing, and says it to nobody.
     """
@@ -114,14 +114,15 @@ def outliving(remark: str) -> Iterator[None]:
 
     number = getattr(signal, "SIGHUP", None)  # Windows has none
     terminals = [handle for handle in (0, 1, 2) if os.isatty(handle)]  # one that is gone does not look like one
-    if number is None or signal.getsignal(number) is not signal.SIG_DFL:
+    before = None if number is None else signal.getsignal(number)
+    if number is None or before not in (signal.SIG_DFL, signal.SIG_IGN):
         yield
         return
     signal.signal(number, hung_up)
     try:
         yield
     finally:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, before)
 
 
 @final

@@ -603,9 +603,11 @@ def test_a_long_list_of_attacks_has_a_short_name(run: Path) -> None:
 
 
 def test_autoattack_is_a_cascade(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SUITE, "APGD", lambda loss="ce", steps=5, restarts=1: APGD(loss, steps, restarts=restarts))
-    monkeypatch.setattr(SUITE, "TargetedAPGD", lambda: TargetedAPGD(2, 5))
-    monkeypatch.setattr(SUITE, "FABT", lambda: FABT(2, 5))
+    monkeypatch.setattr(
+        SUITE, "APGD", lambda loss="ce", steps=5, restarts=1, room=0: APGD(loss, steps, restarts=restarts)
+    )
+    monkeypatch.setattr(SUITE, "TargetedAPGD", lambda room: TargetedAPGD(2, 5, room=room))
+    monkeypatch.setattr(SUITE, "FABT", lambda room: FABT(2, 5, room=room))
     monkeypatch.setattr(SUITE, "Square", lambda: Square(60))
     out = tmp_path / "x.json"
     argv = ["evaluate", str(run), "--attacks=autoattack", "--limit=40", "--ball.eps=0.04", "--out", str(out)]
@@ -629,8 +631,10 @@ def test_autoattack_is_a_cascade(run: Path, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes(classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SUITE, "APGD", lambda loss="ce", steps=3, restarts=1: APGD(loss, steps, restarts=restarts))
-    monkeypatch.setattr(SUITE, "TargetedAPGD", lambda: TargetedAPGD(2, 3))
+    monkeypatch.setattr(
+        SUITE, "APGD", lambda loss="ce", steps=3, restarts=1, room=0: APGD(loss, steps, restarts=restarts)
+    )
+    monkeypatch.setattr(SUITE, "TargetedAPGD", lambda room: TargetedAPGD(2, 3, room=room))
     name, pictures = {2: "two", 3: "three"}[classes], [*PICTURES, f"--data.root=images{classes}"]
     argv = [f"strangers:{name}", *pictures, "--home", str(tmp_path / "home"), "--limit=12"]
     assert main(["evaluate", *argv, "--attacks=pgd2,apgd_dlr,apgd,multi9x2,square@n=1"]) == 0
