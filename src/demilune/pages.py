@@ -444,13 +444,19 @@ def _surveyed(kind: str, firsts: Sequence[tuple[str, Sequence[Record]]]) -> list
 
 
 def epochs(label: str, found: Sequence[Mapping[str, Any]]) -> Numbers | None:
-    """Return what RAT's region was like over the epochs, every tenth of them."""
+    """Return what RAT's region was like over the epochs, every tenth of them; an older run has no cosine."""
     noted = [line for line in found if isinstance(line.get("notes"), dict) and "found" in line["notes"]]
     if not noted:
         return None
     step = max(1, len(noted) // 10)
     some = [*noted[:-1][::step], noted[-1]]
-    keys = (("found", "share found"), ("tau", "mean τ"), ("first_to_end", "‖x_f − x_e‖/ε"), ("scale", "mean s"))
+    keys = (
+        ("found", "share found"),
+        ("tau", "mean τ"),
+        ("first_to_end", "‖x_f − x_e‖/ε"),
+        ("cosine", "cosine"),
+        ("scale", "mean s"),
+    )
 
     def told(line: Mapping[str, Any], key: str) -> str:
         value = line["notes"].get(key)

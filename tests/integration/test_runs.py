@@ -257,6 +257,6 @@ def test_metrics_are_json_lines_that_stay_equal_from_run_to_run(digits: Dataset,
         "alarm",
         "best",
     }
-    assert set(line["notes"]) == {"found", "tau", "first_to_end", "scale", "mass"}
+    assert set(line["notes"]) == {"found", "tau", "first_to_end", "cosine", "scale", "mass"}
     assert "seconds" not in one.metrics.read_text()
     assert [set(t) for t in one.read_timing()] == [{"epoch", "seconds", "images_per_second"}] * 3

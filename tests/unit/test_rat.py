@@ -278,6 +278,9 @@ def test_notes_say_what_the_path_was_like() -> None:
     assert notes["tau"] == pytest.approx(float(ends.tau[ends.found].float().mean()))
     far = (ends.first - ends.end).abs().flatten(1).amax(dim=1).mean() / BALL.eps
     assert notes["first_to_end"] == pytest.approx(float(far), rel=1e-5)
+    one, two = ((end - batch.x).flatten(1) for end in (ends.first, ends.end))
+    angle = (one * two).sum(dim=1) / (one.norm(dim=1) * two.norm(dim=1))
+    assert notes["cosine"] == pytest.approx(float(angle.mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ class RAT(Method):
             "found": mean(path.found.to(x.dtype)),
             "tau": Note((path.tau * path.found).sum().to(x.dtype), path.found.sum().to(x.dtype)),
             "first_to_end": mean(ball.distance(path.first, path.end) / max(ball.eps, 1e-12)),
+            "cosine": mean(torch.cosine_similarity((path.first - x).flatten(1), (path.end - x).flatten(1), dim=1)),
             "scale": mean(scale),
             "mass": mean(mass),
         }
