@@ -165,7 +165,8 @@ def noted(script: str, folder: Path, where: str) -> list[tuple[str, ...]]:
         stand_in = here / name if "/" in name else folder / "bin" / name
         if not stand_in.exists():
             stand_in.parent.mkdir(parents=True, exist_ok=True)
-            stand_in.write_text(f"#!/bin/sh\n{{ printf '%s\\0' {name} \"$@\"; printf '\\001\\0'; }} >>\"$RECORD\"\n")
+            # one printf, so that commands that run side by side do not write into each other
+            stand_in.write_text(f'#!/bin/sh\nprintf \'%s\\0\' {name} "$@" "$(printf \'\\001\')" >>"$RECORD"\n')
             stand_in.chmod(0o755)
     (here / ".venv/bin").mkdir(parents=True, exist_ok=True)
     (here / ".venv/bin/activate").touch()
