@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import os
 import sys
 import time
@@ -30,70 +31,33 @@ from demilune.runtime import Runtime
 Runner = Callable[[Setting, Say], Found]
 
 
-def _pgd(setting: Setting, say: Say) -> Found:
-    from benchmarks import pgd
-
-    return pgd.run(setting, say)
-
-
-def _step(setting: Setting, say: Say) -> Found:
-    from benchmarks import steps
-
-    return steps.run(setting, say)
-
-
 def _rat(setting: Setting, say: Say, step: Found | None = None) -> Found:
     from benchmarks import steps
 
     return steps.rat(setting, say, step and {row.name: row.seconds for row in step.rows})
 
 
-def _autoattack(setting: Setting, say: Say) -> Found:
-    from benchmarks import autoattack
+def _of(name: str) -> Runner:
+    def run(setting: Setting, say: Say) -> Found:
+        found: Found = importlib.import_module(f"benchmarks.{name}").run(setting, say)
+        return found
 
-    return autoattack.run(setting, say)
-
-
-def _curve(setting: Setting, say: Say) -> Found:
-    from benchmarks import curve
-
-    return curve.run(setting, say)
-
-
-def _data(setting: Setting, say: Say) -> Found:
-    from benchmarks import data
-
-    return data.run(setting, say)
-
-
-def _startup(setting: Setting, say: Say) -> Found:
-    from benchmarks import startup
-
-    return startup.run(setting, say)
-
-
-def _memory(setting: Setting, say: Say) -> Found:
-    from benchmarks import memory
-
-    return memory.run(setting, say)
-
-
-def _ceiling(setting: Setting, say: Say) -> Found:
-    from benchmarks import ceiling
-
-    return ceiling.run(setting, say)
+    return run
 
 
 RUNNERS: Mapping[str, tuple[Runner, str]] = {
-    "pgd": (_pgd, "PGD-10 images per second, beside torchattacks, foolbox and ART"),
-    "step": (_step, "training steps of SAT and RAT, beside the loop of the released scripts"),
+    "pgd": (_of("pgd"), "PGD-10 images per second, beside torchattacks, foolbox and ART"),
+    "step": (_of("steps"), "training steps of SAT and RAT, beside the loop of the released scripts"),
     "rat": (_rat, "what a RAT step is of a SAT step, levers off and on, and the gradients each takes"),
-    "data": (_data, "augmentation and batching alone, beside a DataLoader"),
-    "curve": (_curve, "the curve over 100 iterations, from one trajectory and from 101 attacks"),
-    "startup": (_startup, "seconds of --help and of a report"),
-    "memory": (_memory, "peak memory of a training step"),
-    "autoattack": (_autoattack, "AutoAttack, beside pyautoattack, on the models named"),
-    "ceiling": (_ceiling, "matrix product and the net's convolutions alone, and the share of them that is reached"),
+    "data": (_of("data"), "augmentation and batching alone, beside a DataLoader"),
+    "curve": (_of("curve"), "the curve over 100 iterations, from one trajectory and from 101 attacks"),
+    "startup": (_of("startup"), "seconds of --help and of a report"),
+    "memory": (_of("memory"), "peak memory of a training step"),
+    "autoattack": (_of("autoattack"), "AutoAttack, beside pyautoattack, on the models named"),
+    "ceiling": (
+        _of("ceiling"),
+        "matrix product and the net's convolutions alone, and the share of them that is reached",
+    ),
 }
 """The sub-benchmarks, in the order in which ``all`` runs them."""
 

@@ -24,7 +24,7 @@ from demilune.data import Dataset, Split
 from demilune.data.order import order
 from demilune.errors import DemiluneError
 from demilune.evaluate.crosscheck import Counting
-from demilune.evaluate.subject import Subject, is_foreign, opened, searching
+from demilune.evaluate.subject import Subject, is_foreign, opened
 from demilune.evaluate.suite import Setting as Suite
 from demilune.evaluate.suite import suite
 from demilune.evaluate.table import Findings, evaluate
@@ -208,7 +208,7 @@ def judge(
     with running(how):
         return evaluate(
             how.place(model, device), split, ball, suite(names, Suite(norm=ball.norm, classes=classes, room=batch)),
-            Stream.of(seed, "evaluation", device=device), search=searching(how, device),
+            Stream.of(seed, "evaluation", device=device), search=lambda one: how.search(one, device),
             layout=how.layout, batch=batch, examples=0,
         )  # fmt: skip
 

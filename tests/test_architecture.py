@@ -23,7 +23,7 @@ ALLOWED = {
     "data": {"core", "errors"},
     "schedules": {"errors"},
     "kernels": {"errors"},
-    "runtime": {"kernels", "errors"},
+    "runtime": {"attacks", "kernels", "errors"},
     "results": {"errors"},
     "runs": {"errors"},
     "options": {"errors"},

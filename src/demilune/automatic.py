@@ -22,7 +22,7 @@ from demilune.experiment import Experiment
 from demilune.kernels import load
 from demilune.methods import Batch
 from demilune.models import create
-from demilune.runtime import Runtime, compiler, hazard, low_precision
+from demilune.runtime import Runtime, compiles, hazard, low_precision
 from demilune.train import step
 
 PAYS = 4_000_000
@@ -59,8 +59,9 @@ def choose(
     found, reasons = dict[str, Any](), dict[str, str]()
     with torch.device("meta"):
         net = experiment.model.build(shape[0], classes).eval()
+    size = operations(net, shape)
     if "precision" not in said:
-        how, size = low_precision(device), operations(net, shape)
+        how = low_precision(device)
         if how is None:
             found["precision"], reasons["precision"] = "float32", "this device would emulate bf16"
         elif size < PAYS:
@@ -73,7 +74,7 @@ def choose(
         found["channels_last"] = narrow is None
         reasons["channels_last"] = narrow or "convolutions are faster, or as fast"
     if "convolution" not in said and found.get("precision", asked.precision) == "float32" and device.type == "cpu":
-        why = winning(net, shape)
+        why = winning(net, size)
         found["convolution"] = "plain" if why else "winograd"
         reasons["convolution"] = why or "a quarter of the multiplications, still in float32"
     chosen = replace(asked, **found)
@@ -85,9 +86,8 @@ def choose(
     return Choice(chosen, reasons)
 
 
-def winning(net: nn.Module, shape: tuple[int, int, int]) -> str | None:
-    """Return why our own convolution would gain a network nothing on this cpu; None where it gains."""
-    size = operations(net, shape)
+def winning(net: nn.Module, size: int) -> str | None:
+    """Return why our own convolution gains a network of ``size`` operations nothing here; None where it does."""
     if size < PAYS:
         return f"{size / 1e6:.1f} million operations an image are too few to gain by another"
     kernels = load()
@@ -116,7 +116,7 @@ def compiling(
     experiment: Experiment, shape: tuple[int, int, int], classes: int, steps: int, device: torch.device
 ) -> tuple[float, str]:
     """Return how much faster a compiled training step is, and in words; 0.0 where it cannot be, or is not tried."""
-    if compiler(device) is None:
+    if not compiles():
         return 0.0, "no C++ compiler is found"
     plain = stepping(experiment, shape, classes, device)
     plain()

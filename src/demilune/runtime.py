@@ -8,7 +8,6 @@ import functools
 import os
 import re
 import resource
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+from demilune.attacks import Model, Search
 from demilune.errors import DemiluneError, check_types
-from demilune.kernels import Packing, load, winograd
+from demilune.kernels import Packing, compiler, load, winograd
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """glibc's numbers for what mallopt sets."""
@@ -86,7 +86,7 @@ class Runtime:
         device = torch.device(name)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise DemiluneError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
-        if self.compile and compiler(device) is None:
+        if self.compile and not compiles():
             raise DemiluneError(
                 "compile: no C++ compiler is found, which torch.compile needs: install one (g++ or clang++, or name "
                 "it in CXX), or leave out --runtime.compile"
@@ -128,16 +128,16 @@ class Runtime:
             return _low(device)
         return winograd(_packing()) if self.convolution == "winograd" else contextlib.nullcontext()
 
-    def search(self, model: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
-        """Return the model as an attack may search with it: gradients as fast as can be, verdicts in plain float32."""
+    def search(self, model: Model, device: torch.device) -> Model:
+        """Return the model to search with: itself where that is exact, else a :class:`~demilune.attacks.Search`."""
         if self.exact:
             return model
 
-        def forward(x: Tensor) -> Tensor:
-            with self.autocast(device) if torch.is_grad_enabled() else contextlib.nullcontext():
+        def quick(x: Tensor) -> Tensor:
+            with self.autocast(device):
                 return model(x)
 
-        return forward
+        return Search(model, quick)
 
 
 @final
@@ -196,11 +196,13 @@ def eager() -> AbstractContextManager[object]:
     return stance
 
 
-def compiler(device: torch.device) -> str | None:
-    """Return the C++ compiler that torch.compile would use, None where there is none."""
-    named = os.environ.get("CXX")
-    found = map(shutil.which, [named] if named else ["g++", "clang++", "c++"])
-    return next((path for path in found if path), None)
+def compiles() -> bool:
+    """Say whether there is a C++ compiler, which torch.compile needs."""
+    try:
+        compiler()
+    except DemiluneError:
+        return False
+    return True
 
 
 def low_precision(device: torch.device) -> str | None:

@@ -18,7 +18,7 @@ from demilune.experiment import Experiment, Training
 from demilune.kernels import Kernels
 from demilune.models import PreActResNet18, Small, WideResNet, create
 from demilune.presets import PRESETS
-from demilune.runtime import Runtime, compiler, eager, hazard
+from demilune.runtime import Runtime, compiles, eager, hazard
 
 CPU = torch.device("cpu")
 DIGITS, CIFAR = (1, 8, 8), (3, 32, 32)
@@ -118,16 +118,16 @@ def test_narrow_nets_are_kept_from_corrupting_memory(monkeypatch: pytest.MonkeyP
 
 def test_compiling_is_not_tried_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = replace(PRESETS["digits-sat"].experiment, model=Small(4), training=Training(batch=8))
-    monkeypatch.setattr(automatic, "compiler", lambda device: None)
+    monkeypatch.setattr(automatic, "compiles", lambda: False)
     assert compiling(experiment, DIGITS, 10, 100, CPU) == (0.0, "no C++ compiler is found")
-    monkeypatch.setattr(automatic, "compiler", lambda device: "g++")
+    monkeypatch.setattr(automatic, "compiles", lambda: True)
     gain, why = compiling(experiment, DIGITS, 10, 100, CPU)
     assert gain == 0.0 and "too short" in why
 
 
 def test_what_cannot_be_compiled_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = replace(PRESETS["digits-sat"].experiment, model=Small(4), training=Training(batch=8))
-    monkeypatch.setattr(automatic, "compiler", lambda device: "g++")
+    monkeypatch.setattr(automatic, "compiles", lambda: True)
 
     def broken(module: torch.nn.Module, dynamic: bool) -> None:
         raise NotImplementedError("no backend")
@@ -142,7 +142,7 @@ def test_what_cannot_be_compiled_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_compiling_by_hand_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert compiler(CPU) is None
+    assert not compiles()
     with pytest.raises(DemiluneError, match=r"no C\+\+ compiler is found.*--runtime.compile"):
         Runtime(device="cpu", compile=True).start()
 

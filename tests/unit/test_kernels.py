@@ -272,7 +272,7 @@ def test_a_change_between_forward_and_backward_is_refused_as_torch_does(packing:
 
 @compiled
 def test_builders_at_once_keep_one_sound_library_and_a_damaged_one_is_built_anew(tmp_path: Path) -> None:
-    compiler, folder = build._compiler(), tmp_path / "kernels"
+    compiler, folder = build.compiler(), tmp_path / "kernels"
     with ThreadPoolExecutor(2) as pool:
         assert all(isinstance(one, Kernels) for one in pool.map(lambda _: build.made(compiler, folder), range(2)))
     kept = sorted(folder.iterdir())

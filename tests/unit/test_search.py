@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from dataclasses import replace
 
@@ -29,7 +30,6 @@ from demilune.core.random import Stream
 from demilune.data import Split
 from demilune.errors import DemiluneError
 from demilune.evaluate import evaluate
-from demilune.evaluate.subject import searching
 from demilune.evaluate.suite import Setting, suite
 from demilune.methods import Batch
 from demilune.runtime import Runtime
@@ -178,7 +178,7 @@ def test_bf16_searches_in_bf16_and_judges_in_float32(name: str, monkeypatch: pyt
     found = {}
     for precision in ("float32", "bf16"):
         seen.clear()
-        search = searching(Runtime(precision=precision), CPU)
+        search = functools.partial(Runtime(precision=precision).search, device=CPU)
         found[precision] = evaluate(model, split, BALLS["linf"], entries, rng, search, batch=9, examples=0)
         assert seen.get(torch.bfloat16, 0) > 0 if precision == "bf16" else torch.bfloat16 not in seen
         if precision == "bf16":
@@ -191,8 +191,8 @@ def test_bf16_searches_in_bf16_and_judges_in_float32(name: str, monkeypatch: pyt
 
 def test_logits_are_not_rounded_to_bf16() -> None:
     model, batch = half_broken()
-    both = searching(Runtime(precision="bf16"), CPU)(model)
-    assert searching(Runtime(), CPU)(model) is model
+    both = Runtime(precision="bf16").search(model, CPU)
+    assert Runtime().search(model, CPU) is model
     with torch.no_grad():
         exact, logits = model(batch.x), quick(both)(batch.x)
         with torch.autocast("cpu", torch.bfloat16):

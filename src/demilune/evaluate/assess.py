@@ -18,7 +18,7 @@ from demilune.data import Dataset, Split
 from demilune.diagnosis import diagnose
 from demilune.errors import DemiluneError
 from demilune.evaluate.interview import check_labels, raised
-from demilune.evaluate.subject import Subject, opened, searching
+from demilune.evaluate.subject import Subject, opened
 from demilune.evaluate.suite import STANDARD, Entry, Setting, suite
 from demilune.evaluate.table import Findings, Progress, evaluate, save_npz
 from demilune.experiment import plain
@@ -112,7 +112,7 @@ def assess(
                 subject.ball,
                 entries,
                 rng,
-                searching(subject.runtime, device),
+                lambda m: subject.runtime.search(m, device),
                 subject.runtime.layout,
                 request.batch,
                 partial,

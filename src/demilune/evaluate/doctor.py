@@ -17,7 +17,7 @@ from demilune.data import Split
 from demilune.errors import DemiluneError, unknown
 from demilune.evaluate.assess import Examination, concluded
 from demilune.evaluate.interview import interview, raised
-from demilune.evaluate.subject import Subject, searching
+from demilune.evaluate.subject import Subject
 from demilune.evaluate.suite import Entry, Setting, suite
 from demilune.evaluate.table import EOT, evaluate
 from demilune.foreign import Still, cut_off
@@ -85,7 +85,7 @@ def estimate(subject: Subject, entries: Sequence[Entry], images: int) -> Estimat
     """
     split = subject.dataset.test
     x = subject.runtime.layout(split.pixels(slice(0, 64)).to(subject.device))
-    search = searching(subject.runtime, subject.device)(subject.model)
+    search = subject.runtime.search(subject.model, subject.device)
     with frozen(subject.model, "eval"):
         forward, gradient = _time(subject.model, x, False), _time(search, x, True)
     passes = EOT if raised(subject.interviewed().asked, "randomised") else 1

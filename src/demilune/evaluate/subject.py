@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from demilune.attacks import Model, Search, frozen, seeded
+from demilune.attacks import frozen, seeded
 from demilune.checkpoint import Checkpoint, fill, load_run
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
@@ -122,22 +122,6 @@ PLAIN: Mapping[str, Any] = MappingProxyType(
     {"runtime": {"precision": "float32", "convolution": "plain", "compile": False}}
 )
 """What is laid over a run's own runtime: an evaluation searches with no less than float32 unless asked to."""
-
-
-def searching(runtime: Runtime, device: torch.device) -> Callable[[Model], Model]:
-    """Return what makes of a model the one to search with: itself in float32, else a :class:`Search`."""
-
-    def made(model: Model) -> Model:
-        if runtime.exact:
-            return model
-
-        def quick(x: Tensor) -> Tensor:
-            with runtime.autocast(device):
-                return model(x)
-
-        return Search(model, quick)
-
-    return made
 
 
 def is_foreign(path: Path) -> bool:

@@ -108,7 +108,7 @@ def load() -> Kernels | str:
     $XDG_CACHE_HOME/demilune, else in ~/.cache/demilune.
     """
     try:
-        return made(_compiler(), _folder())
+        return made(compiler(), _folder())
     except DemiluneError as error:
         return str(error)
 
@@ -152,8 +152,8 @@ def tried(kernels: Kernels) -> Kernels:
     return kernels
 
 
-def _compiler() -> tuple[str, ...]:
-    """Return the C++ compiler as the words that call it."""
+def compiler() -> tuple[str, ...]:
+    """Return the C++ compiler as the words that call it; raises DemiluneError where there is none."""
     asked = os.environ.get("CXX", "").strip()
     try:
         words = shlex.split(asked)
