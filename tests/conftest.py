@@ -8,12 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from demilune.__main__ import main
+from demilune.attacks import PGD
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
-from demilune.methods import Batch
+from demilune.data import Digits
+from demilune.experiment import Experiment, Training
+from demilune.methods import RAT, Batch
 from demilune.models import Normalized, Small, create
+from demilune.runtime import Runtime
+from demilune.schedules import Triangular
+from report_runs import RAT as RAT_RESULTS
+from report_runs import SAT, STANDARD, write_run
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +67,42 @@ class Scripted(nn.Module):
 
 
 BALL = Ball("linf", 0.1)
+
+
+ATTACK = PGD(steps=2, step_ratio=0.5)
+RUN = Experiment(
+    name="tiny",
+    data=Digits(),
+    model=Small(4),
+    method=RAT(ATTACK),
+    ball=Ball("linf", 0.15),
+    schedule=Triangular(),
+    training=Training(epochs=3, batch=256, validation=ATTACK, checkpoint_every=1e9),
+    runtime=Runtime(threads=1),
+)
+
+
+def harden(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float) -> None:
+    """Train a network by FGSM, linf 0.1, on 128 of the images a step."""
+    optimiser = torch.optim.Adam(model.parameters(), rate)
+    for step in range(steps):
+        rows = Stream.of(0, "batch", step).integers("rows", (128,), 0, len(x))
+        leaf = x[rows].requires_grad_()
+        (slope,) = torch.autograd.grad(F.cross_entropy(model(leaf), y[rows]), leaf)
+        optimiser.zero_grad()
+        F.cross_entropy(model((leaf.detach() + 0.1 * slope.sign()).clamp(0, 1)), y[rows]).backward()
+        optimiser.step()
+    optimiser.zero_grad()
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[Path]:
+    """Return the folders of three runs that nobody trained, with results."""
+    return [
+        write_run(tmp_path / "a", "standard", "standard", STANDARD, draw=1),
+        write_run(tmp_path / "b", "sat", "sat", SAT, draw=2),
+        write_run(tmp_path / "c", "rat", "rat", RAT_RESULTS, draw=3),
+    ]
 
 
 def files(folder: Path) -> dict[Path, bytes]:

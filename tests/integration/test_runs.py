@@ -15,30 +15,17 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from demilune.attacks import PGD
+from conftest import ATTACK, RUN
 from demilune.checkpoint import Checkpoint, load, save
-from demilune.core.geometry import Ball
 from demilune.data import Dataset, Digits
 from demilune.errors import DemiluneError
-from demilune.experiment import Experiment, Training
+from demilune.experiment import Experiment
 from demilune.methods import RAT, SAT, Standard
 from demilune.models import Small
 from demilune.runs import RunFolder
 from demilune.runtime import Runtime
 from demilune.schedules import EMA, SWA, NoAverage, Triangular
 from demilune.train import Progress, fit
-
-ATTACK = PGD(steps=2, step_ratio=0.5)
-RUN = Experiment(
-    name="tiny",
-    data=Digits(),
-    model=Small(4),
-    method=RAT(ATTACK),
-    ball=Ball("linf", 0.15),
-    schedule=Triangular(),
-    training=Training(epochs=3, batch=256, validation=ATTACK, checkpoint_every=1e9),
-    runtime=Runtime(threads=1),
-)
 
 
 @pytest.fixture(scope="module")

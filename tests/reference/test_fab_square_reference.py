@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conftest import harden
 from demilune.attacks.base import breach
 from demilune.attacks.fab import FAB, FABT, project
 from demilune.attacks.judge import correct
@@ -58,14 +59,7 @@ def layers(channels: int, classes: int) -> nn.Sequential:
 def trained() -> nn.Module:
     """Return a small network after 150 steps of FGSM training on the digits."""
     (x, y), model = digits(), layers(1, 10)
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    for step in range(150):
-        rows = Stream.of(0, "batch", step).integers("rows", (128,), 0, 1500)
-        leaf = x[rows].requires_grad_()
-        (slope,) = torch.autograd.grad(F.cross_entropy(model(leaf), y[rows]), leaf)
-        optimiser.zero_grad()
-        F.cross_entropy(model((leaf.detach() + 0.1 * slope.sign()).clamp(0, 1)), y[rows]).backward()
-        optimiser.step()
+    harden(model, x, y, steps=150, rate=3e-3)
     return model.eval()
 
 

@@ -24,16 +24,7 @@ from demilune.paired import discordant, holm, mcnemar, paired
 from demilune.report import build
 from demilune.report.compare import pairs, probability
 from demilune.report.read import read
-from report_runs import RAT, SAT, STANDARD, doctored, evaluation, write_evaluation, write_run
-
-
-@pytest.fixture
-def three(tmp_path: Path) -> list[Path]:
-    return [
-        write_run(tmp_path / "a", "standard", "standard", STANDARD, draw=1),
-        write_run(tmp_path / "b", "sat", "sat", SAT, draw=2),
-        write_run(tmp_path / "c", "rat", "rat", RAT, draw=3),
-    ]
+from report_runs import RAT, SAT, doctored, evaluation, write_evaluation
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conftest import harden
 from demilune.attacks import PGD, correct, judged
 from demilune.core.geometry import Ball, Norm
 from demilune.core.random import Stream
@@ -59,15 +60,7 @@ def trained() -> nn.Module:
         torch.manual_seed(0)
         layers = (nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
         model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 10))
-    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
-    for step in range(60):
-        rows = Stream.of(0, "batch", step).integers("rows", (128,), 0, 1500)
-        leaf = x[rows].requires_grad_()
-        (slope,) = torch.autograd.grad(F.cross_entropy(model(leaf), y[rows]), leaf)
-        optimiser.zero_grad()
-        F.cross_entropy(model((leaf.detach() + 0.1 * slope.sign()).clamp(0, 1)), y[rows]).backward()
-        optimiser.step()
-    optimiser.zero_grad()
+    harden(model, x, y, steps=60, rate=5e-3)
     return model
 
 

@@ -45,15 +45,6 @@ from report_runs import (
 )  # fmt: skip
 
 
-@pytest.fixture
-def three(tmp_path: Path) -> list[Path]:
-    return [
-        write_run(tmp_path / "a", "standard", "standard", STANDARD, draw=1),
-        write_run(tmp_path / "b", "sat", "sat", SAT, draw=2),
-        write_run(tmp_path / "c", "rat", "rat", RAT, draw=3),
-    ]
-
-
 class Loads(HTMLParser):
     """Collects everything a browser would fetch, and what a reader would read."""
 

@@ -11,31 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from conftest import RUN as TINY
 from conftest import refused
-from demilune.attacks import PGD
-from demilune.core.geometry import Ball
 from demilune.data import Dataset, Digits
 from demilune.errors import DemiluneError
-from demilune.experiment import Experiment, Training
-from demilune.methods import RAT
-from demilune.models import Small
 from demilune.runs import RunFolder
-from demilune.runtime import Runtime
 from demilune.schedules import Triangular
 from demilune.track import Event, numbers_of, tensorboard, tracker_of
 from demilune.train import fit
 
-ATTACK = PGD(steps=1, step_ratio=1.0)
-RUN = Experiment(
-    name="tiny",
-    data=Digits(),
-    model=Small(4),
-    method=RAT(ATTACK),
-    ball=Ball("linf", 0.15),
-    schedule=Triangular(),
-    training=Training(epochs=3, batch=256, validation=ATTACK, validate_every=2),
-    runtime=Runtime(threads=1),
-)
+RUN = replace(TINY, training=replace(TINY.training, validate_every=2))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +61,7 @@ def test_a_tracker_is_told_every_epoch_and_the_end(digits: Dataset, plain: RunFo
     assert any(name.startswith("notes/") for name in told[0].numbers)
     assert {(event.run, event.folder, event.steps) for event in told} == {("tiny", folder.path, 12)}
     assert told[0].experiment["training.batch"] == 256
-    assert told[0].experiment["method.attack.steps"] == 1
+    assert told[0].experiment["method.attack.steps"] == 2
     assert same(folder, plain)
 
 
