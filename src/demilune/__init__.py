@@ -26,6 +26,8 @@ _HOMES = {
     "NATTACK": "demilune.attacks",
     "MarginDecomposition": "demilune.attacks",
     "ODI": "demilune.attacks",
+    "BestOf": "demilune.attacks",
+    "Rescaled": "demilune.attacks",
     "Transfer": "demilune.attacks",
     "Uniform": "demilune.attacks",
     "examine": "demilune.evaluate.doctor",

@@ -152,7 +152,7 @@ def begun(partial: Path, names: Sequence[str], stop: str, **change: Any) -> list
 
     model, split = images()
     with pytest.raises(EnoughError):
-        evaluate(model, split, BALL, suite(names), RNG, batch=8, partial=partial, watch=watch, **change)
+        evaluate(model, split, BALL, suite(names), RNG, batch=8, partial=partial, identity={}, watch=watch, **change)
     return done
 
 
@@ -164,7 +164,7 @@ def test_what_an_interrupted_evaluation_of_another_suite_did_is_kept(tmp_path: P
     model, split = images()
     # cw3 is dropped, pgd3 is new, fgsm stays, pgd2 is in another place
     names = ["pgd3", "pgd2", "fgsm"]
-    found = evaluate(model, split, BALL, suite(names), RNG, batch=8, partial=partial, watch=seen.append)
+    found = evaluate(model, split, BALL, suite(names), RNG, batch=8, partial=partial, identity={}, watch=seen.append)
     assert {event.title for event in seen} - {"example images"} == {"PGD-3"}
     whole = evaluate(model, split, BALL, suite(names), RNG, batch=8)
     assert found.rows == whole.rows
@@ -183,7 +183,17 @@ def test_only_rows_that_were_made_alike_are_kept(tmp_path: Path) -> None:
         ((weaker, two), {"APGD-CE", "APGD-CE + APGD-T"}),  # the second goes on where the first left off
     ):
         seen.clear()
-        evaluate(model, split, BALL, entries, RNG, batch=8, partial=partial, watch=lambda e: seen.append(e.title))
+        evaluate(
+            model,
+            split,
+            BALL,
+            entries,
+            RNG,
+            batch=8,
+            partial=partial,
+            identity={},
+            watch=lambda e: seen.append(e.title),
+        )
         assert set(seen) - {"example images"} == new
     seen.clear()
     evaluate(

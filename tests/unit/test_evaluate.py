@@ -105,7 +105,7 @@ def test_a_model_that_depends_on_more_than_its_image_is_refused() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
-            shift = (self.calls > 8) * 1.0
+            shift = (self.calls > 9) * 1.0
             return torch.stack([x.flatten(1).sum(dim=1) * 0 + shift, x.flatten(1).sum(dim=1) * 0 + 0.5], dim=1)
 
     split = images(classes=2)

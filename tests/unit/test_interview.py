@@ -319,7 +319,7 @@ def test_a_saturated_cross_entropy_is_told_from_the_margin() -> None:
 def test_gradients_that_are_no_numbers_are_counted() -> None:
     found = change(lambda z, x: z + (x.flatten(1)[:, :1] - x.flatten(1)[:, :1].detach()).sqrt())
     assert levels(found) == {"no gradient": "warning"}
-    assert "no number for 80 of 80 images" in found["no gradient"].text
+    assert "no number in 80 of 80 images" in found["no gradient"].text
 
 
 # Whether it is right

@@ -95,7 +95,8 @@ def test_margins_near_zero_are_doubtful_in_low_precision_alone() -> None:
     short = torch.tensor([2.0, 2.0, -0.5 * 8 * SLACK, -2 * 8 * SLACK, 0.0])
     logits = torch.stack([8.0 * torch.ones(5), 8.0 + short], dim=1)
     logits[1] = float("nan")
-    assert doubtful(model, logits, y).tolist() == [True, True, False, False, True]
+    assert doubtful(model, logits, y).tolist() == [True, True, False, False, False], "the judge gives a tie to class 0"
+    assert doubtful(model, logits, 1 - y).tolist() == [False, True, True, True, True]
     assert doubtful(Search(model, model), logits, y).tolist() == [True, True, True, False, True]
 
 

@@ -19,11 +19,12 @@ from demilune.attacks.base import (
     frozen,
     quick,
     read,
+    right,
     seeded,
 )
 from demilune.attacks.decomposition import MarginDecomposition
 from demilune.attacks.fab import FAB, FABT
-from demilune.attacks.judge import Verdict, check_allowed, correct, judged, right, survivors
+from demilune.attacks.judge import Verdict, check_allowed, correct, judged, survivors
 from demilune.attacks.nattack import NATTACK
 from demilune.attacks.odi import ODI
 from demilune.attacks.pgd import CW, FGSM, KLPGD, PGD, BestOf, MultiTargeted, TargetedPGD

@@ -23,6 +23,9 @@ Model = Callable[[Tensor], Tensor]
 
 BatchNormMode = Literal["eval", "train_frozen", "train"]
 
+TINY = torch.finfo(torch.float32).tiny
+"""By how much an image is broken whose label ties with the class that is called."""
+
 SLACK = 2.0**-5
 """Share of the largest logit within which a margin of low precision leaves open whether an image is misclassified."""
 
@@ -51,9 +54,10 @@ def quick(model: Model) -> Model:
 
 
 def doubtful(model: Model, logits: Tensor, y: Tensor) -> Tensor:
-    """Return which rows of the search's logits may be misclassified, bool [N]: their margin is 0 or more, or NaN.
+    """Return which rows of the search's logits may be misclassified, bool [N]: :func:`breach` is above 0.
 
     Where ``model`` searches in low precision, also where the margin falls short of 0 by at most SLACK · max_k |z_k|.
+    Else exactly where the judge calls them wrong.
     """
     return unsure(model, logits, breach(logits, y))
 
@@ -61,7 +65,7 @@ def doubtful(model: Model, logits: Tensor, y: Tensor) -> Tensor:
 def unsure(model: Model, logits: Tensor, height: Tensor) -> Tensor:
     """Return the same where the margins, :func:`breach`, are known already."""
     if not isinstance(model, Search):
-        return height >= 0
+        return height > 0
     return ~(height < -SLACK * logits.detach().float().abs().amax(dim=1))
 
 
@@ -80,13 +84,20 @@ class Attack(ABC):
         """Return adversarial images, after checking that the images given are images.
 
         Raises DemiluneError where pixels are not in [0,1], not finite or not floating point, or where the
-        labels do not fit.
+        labels do not fit, or no gradient reaches the images that an attack follows it in.
         """
         check_images(x, y)
         if torch.is_inference_mode_enabled():
             raise DemiluneError("an attack needs gradients: call it outside torch.inference_mode (no_grad is fine)")
         with frozen(model, "keep"), seeded(rng, x.device):
-            return self.perturb(model, x.detach(), y, ball, rng)
+            try:
+                return self.perturb(model, x.detach(), y, ball, rng)
+            except torch.OutOfMemoryError:
+                raise
+            except (IndexError, RuntimeError):  # looked for only now: it would cost every call a pass
+                if told := _amiss(model, x.detach()[:1], y):
+                    raise DemiluneError(told) from None
+                raise
 
     @abstractmethod
     def perturb(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Tensor:
@@ -177,9 +188,20 @@ def _largest(
     return point, torch.where(per_image(higher, x), point, best), torch.where(higher, end, value)
 
 
+def right(logits: Tensor, y: Tensor) -> Tensor:
+    """Return which logits [N,K] say the label, bool [N]; logits that are no finite numbers never do."""
+    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)
+
+
 def breach(logits: Tensor, y: Tensor) -> Tensor:
-    """Return by how much each image is broken, float32 [N]: its margin; NaN logits are, as the judge has it, wrong."""
-    return margin(logits, y).float().nan_to_num(nan=float("inf"))
+    """Return by how much each image is broken, float32 [N]: its margin, above 0 exactly where the judge calls it wrong.
+
+    The judge decides a tie for the class that comes first. With rounded logits, an old way of masking, ties are common.
+    Logits that are no finite numbers are wrong by +∞.
+    """
+    height = margin(logits, y).float().nan_to_num(nan=float("inf"))
+    wrong = torch.where(logits.isfinite().all(dim=1), height.clamp_min(TINY), float("inf"))
+    return torch.where(right(logits, y), height.clamp_max(0.0), wrong)
 
 
 def ascend(
@@ -263,6 +285,28 @@ def check_images(x: Tensor, y: Tensor) -> None:
             f"an attack was given pixels from {low:g} to {high:g}: images must lie in [0,1] "
             "(normalisation belongs inside the model; NaN means a broken input)"
         )
+
+
+def _amiss(model: Model, x: Tensor, y: Tensor) -> str:
+    """Say why an attack on images like ``x`` [1,…] failed: labels that are no classes, or a model without gradient."""
+    with torch.enable_grad():
+        leaf = x.requires_grad_()
+        try:
+            logits = model(leaf)
+            reached = logits.requires_grad and torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is not None
+        except (IndexError, RuntimeError):
+            return ""
+    if int(y.max()) >= logits.shape[-1]:
+        return (
+            f"an attack was given the label {int(y.max())}, and the model tells {logits.shape[-1]} classes apart: "
+            f"labels are 0 to {logits.shape[-1] - 1}"
+        )
+    if reached:
+        return ""
+    return (
+        "no gradient reaches the images from the model's answer (it detaches, rounds or computes outside torch): "
+        "use an attack by queries alone (square, nattack), or demilune.examine, which tells what that hides"
+    )
 
 
 def check_steps(steps: int, size: float, ratio: float | None) -> None:

@@ -10,8 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Iterate, Model, ascend
-from demilune.attacks.judge import right
+from demilune.attacks.base import Attack, Iterate, Model, ascend, right
 from demilune.attacks.pgd import wrong_classes
 from demilune.core.geometry import Ball
 from demilune.core.losses import others, widened

@@ -9,8 +9,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Model, Search, breach, quick, unsure
-from demilune.attacks.judge import correct, right
+from demilune.attacks.base import Attack, Model, Search, breach, quick, right, unsure
+from demilune.attacks.judge import correct
 from demilune.attacks.pgd import wrong_classes
 from demilune.core.geometry import Ball, Norm, per_image
 from demilune.core.losses import widened
@@ -183,7 +183,7 @@ def _looked(model: Model, point: Tensor, y: Tensor, wanted: Tensor) -> tuple[Ten
     with torch.no_grad():
         logits = quick(model)(point)
     height, sure = breach(logits, y), torch.zeros_like(wanted)
-    wrong = height >= 0
+    wrong = height > 0
     asked = (unsure(model, logits, height) & wanted).nonzero().squeeze(1)
     if len(asked):
         verdict = ~correct(model, point[asked], y[asked])
@@ -230,7 +230,11 @@ def _hyperplane(model: Model, point: Tensor, y: Tensor, classes: Tensor, norm: N
         leaf = point.detach().requires_grad_()
         logits = widened(model(leaf))
         gaps = (logits.gather(1, classes) - logits.gather(1, y[:, None])).unbind(dim=1)
-        slopes = (torch.autograd.grad(gap.sum(), leaf, retain_graph=t < count - 1)[0] for t, gap in enumerate(gaps))
+        slopes = (
+            # A slope that is no finite number says nothing of where the boundary is.
+            torch.autograd.grad(gap.sum(), leaf, retain_graph=t < count - 1)[0].nan_to_num(0.0, 0.0, 0.0)
+            for t, gap in enumerate(gaps)
+        )
         best, slope = gaps[0].detach().to(point.dtype), next(slopes)
         if count == 1:
             return best, slope

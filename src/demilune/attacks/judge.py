@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Model, frozen, seeded
+from demilune.attacks.base import Attack, Model, frozen, right, seeded
 from demilune.core.geometry import Ball
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
@@ -42,11 +42,6 @@ def correct(model: Model, x: Tensor, y: Tensor) -> Tensor:
     """Return which images are classified correctly, bool [N]; NaN logits are never correct."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return right(model(x), y)
-
-
-def right(logits: Tensor, y: Tensor) -> Tensor:
-    """Return which logits [N,K] say the label, bool [N]; NaN never does."""
-    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)
 
 
 def judged(model: Model, x: Tensor, adversarial: Tensor, y: Tensor, ball: Ball) -> Tensor:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from demilune.attacks.base import Attack, Iterate, IterativeAttack, Model, ascend, breach, check_steps, last, read
 from demilune.core.geometry import Ball, per_image
-from demilune.core.losses import cross_entropy, kl, margin, targeted_margin
+from demilune.core.losses import cross_entropy, kl, margin, others, targeted_margin, widened
 from demilune.core.random import Stream
-from demilune.errors import DemiluneError
+from demilune.errors import DemiluneError, check_types
 
 
 @final
@@ -70,27 +70,34 @@ class CW(IterativeAttack):
     """PGD that ascends the margin loss -max(0, z_y - max_{i≠y} z_i + κ) (attacks.md 3).
 
     The "CW_inf" of the adversarial-training literature (released code of Madry and of AVM, κ = 50), not
-    Carlini and Wagner's own l∞ attack. The true class is masked by -∞ in the maximum.
+    Carlini and Wagner's own l∞ attack.
 
     steps: number of gradient steps, K
     step_size: step size α in pixel units of [0,1]
     step_ratio: step size as a ratio of ε; when given, α = step_ratio · ε and step_size is not used
     kappa: confidence κ; at 50 the maximum is never active on ordinary logits
+    masking: inf, the true class is masked by -∞ in the maximum; zero, by 0, as in RLFAT's released code, which takes
+        max(0, max_{i≠y} z_i): a slip that weakens the attack where all wrong logits are below 0
     """
 
     steps: int = 10
     step_size: float = 2 / 255
     step_ratio: float | None = None
     kappa: float = 50.0
+    masking: Literal["inf", "zero"] = "inf"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_steps(self.steps, self.step_size, self.step_ratio)
 
     def path(self, model: Model, x: Tensor, y: Tensor, ball: Ball, rng: Stream) -> Iterator[Iterate]:
         """Yield x'_0 … x'_K."""
 
         def loss(logits: Tensor) -> Tensor:
-            return -torch.relu(self.kappa - margin(logits, y))
+            height = margin(logits, y)
+            if self.masking == "zero":
+                height = height + torch.relu(-others(widened(logits), y))
+            return -torch.relu(self.kappa - height)
 
         start = ball.sample(x, rng.sub("start"))
         return ascend(model, x, start, loss, ball, _size(self.step_size, self.step_ratio, ball), self.steps)

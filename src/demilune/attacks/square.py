@@ -12,8 +12,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from demilune.attacks.base import Attack, Model, Search, breach, quick, unsure
-from demilune.attacks.judge import correct, right
+from demilune.attacks.base import TINY, Attack, Model, Search, breach, quick, unsure
+from demilune.attacks.judge import correct
 from demilune.core.geometry import Ball, per_image
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
@@ -80,7 +80,7 @@ class Square(Attack):
         best, value = x, torch.full((len(x),), float("-inf"), device=x.device)
         with torch.no_grad():
             for restart in range(self.restarts):
-                rows = (value < 0).nonzero().squeeze(1)
+                rows = (value <= 0).nonzero().squeeze(1)
                 if len(rows) == 0:
                     break
                 point, height = self._search(model, x[rows], y[rows], ball, rng.take(rows).sub("restart", restart))
@@ -107,14 +107,17 @@ class Square(Attack):
             now = now._replace(value=torch.where(better, height, now.value))
             now = _broken_out(now, _broken(model, now, better & doubt), best, value)
         best.index_copy_(0, now.rows, now.point)
-        value.index_copy_(0, now.rows, now.value.clamp_max(-torch.finfo(value.dtype).tiny))
+        value.index_copy_(0, now.rows, now.value.clamp_max(0.0))
         return best, value
 
 
 def _asked(model: Model, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each point's margin [n] as the search sees it, and where that may be a misclassified image, bool [n]."""
+    """Return each point's margin [n] as the search sees it, and where that may be a misclassified image, bool [n].
+
+    The released code leaves an image at margin 0, a tie that the judge may decide for the label: no sound exit.
+    """
     logits = quick(model)(point)
-    height = breach(logits, y) if isinstance(model, Search) else _height(logits, y)
+    height = breach(logits, y)
     return height, unsure(model, logits, height)
 
 
@@ -126,23 +129,13 @@ def _broken(model: Model, now: _Standing, doubt: Tensor) -> Tensor:
     return doubt
 
 
-def _height(logits: Tensor, y: Tensor) -> Tensor:
-    """Return each image's margin, below 0 exactly where the judge calls it right.
-
-    The released code leaves an image at margin 0, a tie that the judge may decide for the label; with rounded logits,
-    an old way of masking, such ties are common, and leaving there would be no sound exit.
-    """
-    height = breach(logits, y)
-    return torch.where(right(logits, y), height.clamp_max(-torch.finfo(height.dtype).tiny), height.clamp_min(0.0))
-
-
 def _broken_out(now: _Standing, broken: Tensor, best: Tensor, value: Tensor) -> _Standing:
     """Return the images still right; where that is not all, write the state down first."""
     left = (~broken).nonzero().squeeze(1)
     if len(left) == len(now.rows):
         return now
     best.index_copy_(0, now.rows, now.point)
-    value.index_copy_(0, now.rows, torch.where(broken, now.value.clamp_min(0.0), now.value))
+    value.index_copy_(0, now.rows, torch.where(broken, now.value.clamp_min(TINY), now.value))
     return _Standing(*(field[left] for field in now))
 
 

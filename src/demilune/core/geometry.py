@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, final
 
 import torch
@@ -13,6 +15,9 @@ from demilune.core.random import Stream
 from demilune.errors import DemiluneError, check_types
 
 Norm = Literal["linf", "l2"]
+
+LARGEST: Mapping[Norm, float] = MappingProxyType({"linf": 1.0, "l2": 32.0})
+"""The largest radius; in linf it holds all of [0,1]."""
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -36,12 +41,16 @@ class Ball:
         if self.norm not in ("linf", "l2"):
             raise DemiluneError(f"unknown norm {self.norm!r}: possible are l2, linf")
         check_types(self)
-        largest = 1.0 if self.norm == "linf" else 32.0
+        largest = LARGEST[self.norm]
         if not (math.isfinite(self.eps) and 0.0 <= self.eps <= largest):
             raise DemiluneError(
                 f"eps = {self.eps:g} is no {self.norm} radius: it must be a number from 0 to {largest:g}, because "
                 "pixels are scaled to [0,1] (8 grey levels are written 8/255)"
             )
+
+    def times(self, factor: float) -> Ball:
+        """Return the ball of ``factor`` times the radius, at most :data:`LARGEST`."""
+        return Ball(self.norm, min(factor * self.eps, LARGEST[self.norm]))
 
     def project(self, point: Tensor, x: Tensor) -> Tensor:
         """Return the point moved into ball ∩ [0,1].
@@ -71,6 +80,7 @@ class Ball:
         """Return the direction of unit norm along which the loss rises fastest: sign(g), or g/‖g‖₂."""
         if self.norm == "linf":
             return gradient.sign()
+        gradient = gradient.nan_to_num()  # as sign has it: nowhere to go where it is no number
         # Scaled first: the squares of a gradient of 1e-25 are all zero in float32.
         largest = gradient.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
         scaled = gradient / per_image(largest, gradient)

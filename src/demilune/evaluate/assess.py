@@ -17,10 +17,10 @@ from demilune.core.random import Stream
 from demilune.data import Dataset, Split
 from demilune.diagnosis import diagnose
 from demilune.errors import DemiluneError
-from demilune.evaluate.interview import check_labels, raised
+from demilune.evaluate.interview import raised
 from demilune.evaluate.subject import Subject, opened
 from demilune.evaluate.suite import STANDARD, Entry, Setting, suite
-from demilune.evaluate.table import Findings, Progress, evaluate, save_npz
+from demilune.evaluate.table import Findings, Progress, check_labels, evaluate, save_npz
 from demilune.experiment import plain
 from demilune.results import Check, Evaluation, Finding, Verdict
 from demilune.runs import RunFolder, disk_refusal, environment, read_json, write_json

@@ -51,9 +51,7 @@ def attacks(budget: Budget, ball: Ball, transfer: bool = False, randomised: bool
     """Return the names of the attacks for a ball; linf-only ones are left out for l2, see :func:`omitted`."""
     if ball.eps == 0:
         raise DemiluneError("eps = 0: a ball without radius holds nothing to examine; give one, as --ball.eps 8/255")
-    largest = 1.0 if ball.norm == "linf" else 32.0
-    radii = {"half": 0.5 * ball.eps, "more": 1.5 * ball.eps, "double": 2.0 * ball.eps}
-    told = {name: levels(min(eps, largest)) for name, eps in radii.items()}
+    told = {name: levels(ball.times(by).eps) for name, by in (("half", 0.5), ("more", 1.5), ("double", 2.0))}
     names = [name.format_map(told) for name in BUDGETS[budget]]
     if ball.norm != "linf":
         names = [name for name in names if name.split("@")[0] not in LINF_ONLY]
@@ -139,6 +137,14 @@ def examine(
         asked = interview(module, split.pixels(slice(0, 256)), y[:256], classes)
         if cut_off(module, first):
             module = Still(module).eval()
+    for name, source in (sources or {}).items():
+        with frozen(source, "eval"):
+            told = _classes(source, first, y)
+        if told != classes:
+            raise DemiluneError(
+                f"the source {name!r} tells {told} classes apart, and the model that is examined {classes}: nothing "
+                "transfers from it"
+            )
     random = raised(asked, "randomised")
     left = omitted(names, ball) if isinstance(names, str) else ""
     named = attacks(names, ball, bool(sources), random) if isinstance(names, str) else names

@@ -23,7 +23,7 @@ from demilune.attacks.base import check_images
 from demilune.core.losses import cross_entropy, margin, widened
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
-from demilune.evaluate.table import is_randomised
+from demilune.evaluate.table import check_labels, is_randomised
 from demilune.foreign import Declaration
 from demilune.results import Check
 
@@ -102,16 +102,6 @@ def first_look(model: Model, x: Tensor, y: Tensor, classes: int) -> None:
 def raised(found: Iterable[Check], name: str) -> bool:
     """Say whether the check of that name is there, and did not pass."""
     return any(check.name == name and check.level != "pass" for check in found)
-
-
-def check_labels(y: Tensor, classes: int) -> None:
-    """Refuse labels outside the classes."""
-    strange = ((y < 0) | (y >= classes)).nonzero().flatten().tolist()
-    if strange:
-        raise DemiluneError(
-            f"image {strange[0]} has the label {int(y[strange[0]])}, and the {classes} classes are 0 to {classes - 1}: "
-            "name the right data, or declare the number of classes"
-        )
 
 
 def _mode(model: Model) -> tuple[Check, ...]:
@@ -324,7 +314,7 @@ def _gradient(answers: _Answers, finite: Tensor) -> tuple[Check, ...]:
         return (Check("no gradient", "error", f"{text}queries (Square, NATTACK) and of other models' images count"),)
     broken = int((~(entropy.isfinite() & height.isfinite())).sum())
     if broken:
-        text = f"the gradient is no number for {broken} of {n} images: attacks by gradient do nothing to these"
+        text = f"the gradient is no number in {broken} of {n} images: attacks by gradient leave such pixels as they are"
         return (Check("no gradient", "warning", text),)
     told = f"exactly zero for {zero:.1%} of {n} images by the cross-entropy and {flat:.1%} by the margin"
     if zero > 0 or flat > 0:
@@ -361,12 +351,16 @@ def _accuracy(logits: Tensor, finite: Tensor, y: Tensor, classes: int) -> Check:
         return Check("accuracy", "pass", text)
     counts = torch.zeros(classes, classes, dtype=torch.int64)
     counts.index_put_((y.cpu(), called.cpu()), torch.ones(n, dtype=torch.int64), accumulate=True)
-    mostly = counts.argmax(dim=1)[counts.sum(dim=1) > 0]
+    there = counts.sum(dim=1) > 0
+    mostly = counts.argmax(dim=1)[there]
+    moved = (mostly != torch.arange(classes)[there]).nonzero().flatten()
     cause = "the labels, the preprocessing or the weights are probably wrong"
-    if float(counts.amax(dim=1).sum()) > 0.6 * n and len(mostly.unique()) == len(mostly) > 1:
-        first = int(counts.sum(dim=1).nonzero()[0])
+    if len(moved) and float(counts.amax(dim=1).sum()) > 0.6 * n and len(mostly.unique()) == len(mostly) > 1:
+        first = int(moved[0])
+        label = int(there.nonzero()[first])
         cause = (
-            f"its classes are in another order (class {first} is mostly called {int(mostly[0])}); renumber the labels"
+            f"its classes are in another order (class {label} is mostly called {int(mostly[first])}); "
+            "renumber the labels"
         )
     return Check("accuracy", "warning", f"{text}, no better than chance, {1.0 / classes:.1%}: {cause}")
 

@@ -175,7 +175,7 @@ def budgets(kind: str, ratio: float) -> Entry:
         of, found = attack(ball), dict[str, Tensor]()
         still = correct(model, x, y)
         for step in range(BUDGETS + 1):
-            there = Ball(ball.norm, step / 8 * ball.eps)
+            there = ball.times(step / 8)
             after = judged(model, x, of(search, x, y, there, rng), y, there) if step else correct(model, x, y)
             still = still & after
             found |= {f"budget.{kind}.{step}": after, f"budget.{kind}.{step}_nested": still}
@@ -209,7 +209,10 @@ def at(one: Entry, eps: float, told: str) -> Entry:
         return dict(zip(titles, found.values(), strict=True))
 
     name = f"{one.name}@eps={told}"
-    return replace(one, name=name, titles=titles, of=None, run=run, role="probe", everywhere=False, told="")
+    after = f"{one.after}@eps={told}" if one.after else ""
+    return replace(
+        one, name=name, titles=titles, of=None, run=run, role="probe", everywhere=False, after=after, told=""
+    )
 
 
 def unbounded() -> Entry:
@@ -234,7 +237,10 @@ def cascade(name: str, setting: Setting) -> tuple[Entry, ...]:
         last = len(told) == len(parts) and name != "apgd"
         row = CASCADES[name].row if last else f"{CASCADES[name].row}.{part.row}"
         title = CASCADES[name].title if last else CASCADES[name].joined(told)
-        made.append(plain(row, title, part.of, part.cost, after=before, note=part.note))
+        notes = [part.note] if part.note else []
+        if name == "autoattack_rand" and part.row == "apgd_dlr":
+            notes.append("ascends the DLR of mean log-probabilities, the released code the mean of DLRs")
+        made.append(plain(row, title, part.of, part.cost, after=before, note="; ".join(notes)))
         before = row
     return tuple(made)
 
@@ -300,16 +306,16 @@ def components(setting: Setting) -> Mapping[str, Component]:
 def _untargeted(fab: FAB, classes: int) -> tuple[int, int]:
     """Return the cost of FAB, which differentiates every logit in each step."""
     steps = fab.restarts * fab.steps
-    return 2 * steps, steps * (classes - 1)
+    return 2 * steps + 2, steps * (classes - 1)
 
 
 FORMS = (
     "fgsm",
     "pgdK, K steps from one start",
     "pgdKxR, R restarts",
-    "cwK, K steps on the margin",
+    "cwK, K steps on the margin, cwK_rlfat, as RLFAT's code masks the true class",
     "multiTxK, K steps at each of T targets",
-    "apgd_ce, apgd_dlr, apgd_t, fab_t, square, each alone on all images",
+    "apgd_ce, apgd_dlr, apgd_t, fab_t, square, apgd_ce5, apgd_dlr5, fab5 (untargeted), each alone on all images",
     "apgd, AutoAttack's first two parts",
     "autoattack, autoattack_rand (for a random model), autoattack_plus",
     "nattack, nattack_official (as released)",
@@ -329,6 +335,7 @@ FORMS = (
 _NUMBERED = {
     "pgd": re.compile(r"pgd(\d+)(?:x(\d+))?", re.ASCII),
     "cw": re.compile(r"cw(\d+)", re.ASCII),
+    "rlfat": re.compile(r"cw(\d+)_rlfat", re.ASCII),
     "multi": re.compile(r"multi(\d+)x(\d+)", re.ASCII),
     "uniform": re.compile(r"uniform(\d+)", re.ASCII),
     "iterations": re.compile(r"iterations(\d+)", re.ASCII),
@@ -378,6 +385,10 @@ def _numbered(name: str, setting: Setting) -> tuple[Entry, ...]:
         return (plain(name, f"PGD-{steps}", of, (steps, steps), everywhere=True),)
     if form == "cw":
         return (plain(name, f"CW∞-{numbers[0]}", CW(numbers[0], step_ratio=ratio), (numbers[0],) * 2, True),)
+    if form == "rlfat":
+        note = "as released, where all wrong logits below 0 count as 0: no fair attack on models that keep them there"
+        released = CW(numbers[0], step_ratio=ratio, masking="zero")
+        return (plain(name, f"CW∞-{numbers[0]} of RLFAT", released, (numbers[0],) * 2, True, note=note),)
     if form == "multi":
         targets, steps = numbers
         passes = min(targets, setting.classes - 1) * steps
@@ -389,8 +400,9 @@ def _numbered(name: str, setting: Setting) -> tuple[Entry, ...]:
 
 
 _PLAIN = (
-    "fgsm", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square", "nattack", "nattack_official", "md", "md_t", "odi",
-    "transfer", "unbounded", "budget_pgd10", "budget_margin50", "budget_apgd_ce",
+    "fgsm", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square", "apgd_ce5", "apgd_dlr5", "fab5",
+    "nattack", "nattack_official", "md", "md_t", "odi", "transfer", "unbounded",
+    "budget_pgd10", "budget_margin50", "budget_apgd_ce",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -82,14 +83,26 @@ def evaluate(
 
     ``search`` gives the model in the precision to search in, itself or a :class:`~demilune.attacks.Search`; verdicts
     are the model's own, in float32. With ``partial`` the per-image results so far are kept in that file, and an
-    interrupted evaluation of the same ``identity`` goes on where it stopped. Draws are addressed by image, so
-    neither ``batch`` nor an interruption changes one. Images that need no attack (wrong when clean, or broken by
-    the entry that this one comes ``after``) are left out before batches are made. ``watch`` may raise to stop.
+    interrupted evaluation of the same ``identity`` (what tells the model from others) goes on where it stopped. Draws
+    are addressed by image, so neither ``batch`` nor an interruption changes one. Images that need no attack (wrong
+    when clean, or broken by the entry that this one comes ``after``) are left out before batches are made. ``watch``
+    may raise to stop.
     ``alone``: a model's answer to an image depends on nothing else; where it does, rows may contradict each other.
     ``randomised``: it answers by chance, None where nobody asked.
-    Raises DemiluneError where ε = 0 does not give exactly the clean accuracy, or a result contradicts itself.
+    Raises DemiluneError where ε = 0 does not give exactly the clean accuracy, a result contradicts itself, a label is
+    none of the classes, or there is no ``identity`` for a ``partial``.
     """
-    with frozen(model, "eval"):
+    if partial is not None and identity is None:
+        raise DemiluneError(
+            "evaluate() was given partial without identity: say what tells this model from others (a checksum of its "
+            "weights), so that it goes on with none but its own results"
+        )
+    with contextlib.ExitStack() as held:
+        still: list[Model] = [model, *(beside.model for one in entries for beside in one.beside)]
+        for held_still in still:
+            held.enter_context(frozen(held_still, "eval"))
+        with seeded(rng.sub("classes"), split.ids.device), torch.no_grad():
+            check_labels(split.labels, model(layout(split.pixels(_range(split, 0, 1)))).shape[-1])
         if randomised is None:
             with seeded(rng.sub("randomised"), split.ids.device):
                 randomised = is_randomised(model, layout(split.pixels(_range(split, 0, 64))))
@@ -104,7 +117,7 @@ def evaluate(
         seek = search(averaged(counted, EOT) if randomised else counted)
         if not randomised:
             self_check(model, layout(split.pixels(_range(split, 0, batch))), split, ball, rng)
-        book = Book.open(partial, entries, split, ball, identity or {})
+        book = Book.open(partial, entries, split, ball, {**(identity or {}), "draws": list(rng.key)})
         saved = time.monotonic()
         try:
             for one in (None, *entries):
@@ -329,6 +342,16 @@ def checks(
         )
         found.append(Check("multi-targeted ≤ CW", "pass" if fine else "warning", text))
     return tuple(found)
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """Refuse labels outside the classes."""
+    strange = ((y < 0) | (y >= classes)).nonzero().flatten().tolist()
+    if strange:
+        raise DemiluneError(
+            f"image {strange[0]} has the label {int(y[strange[0]])}, and the {classes} classes are 0 to {classes - 1}: "
+            "name the right data, or declare the number of classes"
+        )
 
 
 def is_randomised(model: Model, x: Tensor, passes: int = 5) -> bool:
