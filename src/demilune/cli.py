@@ -932,8 +932,9 @@ def show_evaluation(found: Evaluation) -> None:
         sums = ", ".join(f"{k} {v[:12]}…" for k, v in found.data_sha256.items())
         out.print(f"The data are not the official files (sha256 {sums}).", soft_wrap=True)
     for check in found.checks:
-        if check.level != "pass":
-            out.print(f"{check.level}: {check.text}", soft_wrap=True)
+        if check.level != "pass" or check.name == "weights":
+            level = "weights" if check.level == "pass" else check.level
+            out.print(f"{level}: {check.text}", soft_wrap=True)
     examined = [finding for finding in found.findings if finding.outcome != "not examined"]
     if len(examined) > 4:
         for finding in found.findings:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
@@ -26,7 +27,10 @@ MASKING = ("G1", "G2", "G3", "G4", "G9")
 """The checks whose failure says that gradients mislead; that of the others, that the reported attack flatters."""
 
 BLACK_BOX = ("nattack", "square", "transfer", "uniform")
-"""How the names of rows begin whose attacks use no gradient of the model."""
+"""How the names of rows begin whose attacks use no gradient of the model; the last does not search."""
+
+PARTS = re.compile(r"autoattack_plus\.(apgd_ce5|apgd_dlr5|fab5)")
+"""Rows of AutoAttack plus before its Square, on which those after it build."""
 
 AUTOATTACK = ("autoattack_plus", "autoattack", "autoattack_rand", "autoattack.apgd_t")
 """Rows that settle the question, the strongest first; the last is its first half, an upper bound on it."""
@@ -83,7 +87,12 @@ class Evidence:
         return Difference(paired(one, other).value if len(one) else 0.0, math.sqrt(np.sum(one != other) + 1) / n, n)
 
     def union(self, rows: Sequence[Row], name: str, title: str) -> tuple[Evidence, Row | None]:
-        """Return the evidence with one more row: the images that none of ``rows`` broke, of those that all have."""
+        """Return the evidence with one more row: the images that none of ``rows`` broke, of those that all have.
+
+        Of a random model it is that of the least accurate: by a union over single draws images fall by chance.
+        """
+        if self.raised("randomised"):
+            rows = sorted((row for row in rows if self.right(row)), key=lambda row: row.accuracy)[:1]
         known = [found for row in rows if (found := self.right(row))]
         if not known:
             return self, None
@@ -128,11 +137,11 @@ def diagnose(
     return found, verdict(evidence, found)
 
 
-def outcome(found: Difference, threshold: float) -> Literal["pass", "fail", "inconclusive"]:
-    """Return the outcome of a check that wants a value at most at ``threshold``."""
+def outcome(found: Difference, threshold: float, width: float = 2.0) -> Literal["pass", "fail", "inconclusive"]:
+    """Return the outcome of a check that wants a value at most at ``threshold``, give or take ``width`` errors."""
     if found.value <= threshold:
         return "pass"
-    return "fail" if found.value - threshold > 2.0 * found.error and found.n >= FEW else "inconclusive"
+    return "fail" if found.value - threshold > width * found.error and found.n >= FEW else "inconclusive"
 
 
 def missing(name: str, title: str, needs: str) -> Finding:
@@ -140,11 +149,13 @@ def missing(name: str, title: str, needs: str) -> Finding:
     return Finding(name, title, "not examined", f"needs {needs}")
 
 
-def judged(name: str, title: str, found: Difference, threshold: float, text: str, attack: str) -> Finding:
+def judged(
+    name: str, title: str, found: Difference, threshold: float, text: str, attack: str, width: float = 2.0
+) -> Finding:
     """Return the finding of a difference that should be at most ``threshold``."""
-    how = outcome(found, threshold)
+    how = outcome(found, threshold, width)
     told = f"{text}: {points(found.value)} ± {points(found.error)} points, at most {points(threshold)} (n = {found.n})"
-    return Finding(name, title, how, told, found.value, threshold, found.error, attack)
+    return Finding(name, title, how, told, found.value, threshold, found.error, attack, found.n)
 
 
 def points(rate: float) -> str:
@@ -189,7 +200,8 @@ def black_box(evidence: Evidence) -> Finding:
 
 def gradient(row: Row) -> bool:
     """Say whether a row is of an attack that follows gradients, in the ball."""
-    mixed = row.name in ("clean", "worst", "autoattack") or row.name.startswith("autoattack_plus")
+    mixed = row.name in ("clean", "worst", "autoattack")
+    mixed = mixed or (row.name.startswith("autoattack_plus") and not PARTS.fullmatch(row.name))
     return not mixed and row.role != "probe" and not row.name.startswith(BLACK_BOX) and row.gradients > 0
 
 
@@ -212,6 +224,10 @@ def sampling(evidence: Evidence) -> Finding:
     standing, sampled = evidence.right(strongest), evidence.right(drawn[-1])
     if standing is None or sampled is None:
         return missing("G4", title, "per-image results")
+    if evidence.raised("randomised"):  # whose images fall by chance to another draw
+        found = evidence.difference(strongest, drawn[-1])
+        text = f"{strongest.title} above {drawn[-1].title}"
+        return judged("G4", title, found, 0.001, text, drawn[-1].name)
     _, here, there = np.intersect1d(standing[0], sampled[0], return_indices=True)
     survivors = standing[1][here]
     n, broken = int(survivors.sum()), int((survivors & ~sampled[1][there]).sum())
@@ -240,8 +256,8 @@ def budget(evidence: Evidence) -> Finding:
     ordered = [row for _, row in sorted(found.items())]
     steps = [(evidence.difference(more, less), more) for less, more in itertools.pairwise(ordered)]
     largest, row = max(steps, key=lambda step: step[0].value - 2 * step[0].error)
-    largest = replace(largest, error=1.5 * largest.error)  # the largest of many differences is large by chance alone
-    return judged("G5", title, largest, 0.0, f"largest rise, {row.title}", row.name)
+    # The largest of many differences is large by chance alone.
+    return judged("G5", title, largest, 0.0, f"largest rise, {row.title}", row.name, width=3.0)
 
 
 def losses(evidence: Evidence) -> Finding:
@@ -258,6 +274,8 @@ def losses(evidence: Evidence) -> Finding:
     if multi:
         gap = evidence.difference(pgd, multi[0])
         made.append(judged("G6", title, gap, 0.04, f"{pgd.title} above {multi[0].title}", multi[0].name))
+    for title_of, rows in ((r"cw10", cw), ("multi9x30", multi)):
+        made += [] if rows else [missing("G6", title, title_of)]
     return together(made)
 
 
@@ -265,7 +283,8 @@ def together(made: Sequence[Finding]) -> Finding:
     """Return several findings of one check as one: the worst of them, with what all say."""
     order = ("fail", "inconclusive", "pass", "not examined")
     worst = min(made, key=lambda one: (order.index(one.outcome), one.threshold - one.value))
-    return replace(worst, text="; ".join(one.text for one in made))
+    told = [one.text if one.outcome != "not examined" else f"the rest not examined: {one.text}" for one in made]
+    return replace(worst, text="; ".join(told))
 
 
 def converged(evidence: Evidence) -> Finding:
@@ -285,7 +304,9 @@ def converged(evidence: Evidence) -> Finding:
         if first is not None:
             text = f"{first.title} above {row.title}"
             made.append(judged("G7", title, evidence.difference(first, row), 0.01, text, row.name))
-    return together(made) if made else missing("G7", title, "pgd100x10 and pgd1000")
+    if not made:
+        return missing("G7", title, "pgd100x10 and pgd1000")
+    return together(made if shorter else [*made, missing("G7", title, "pgd100x10 and pgd1000 for more steps")])
 
 
 def rescaling(evidence: Evidence) -> Finding:
@@ -305,13 +326,21 @@ def rescaling(evidence: Evidence) -> Finding:
 
 def flags(evidence: Evidence) -> Finding:
     """G9: AutoAttack's own flags: random answers, softmax outputs, zero gradients, Square helping by 0.2 points."""
-    title = "AutoAttack's flags are silent"
-    raised = evidence.raised(*FLAGS)
+    gain, raised = helped(evidence), [check for name in FLAGS for check in evidence.raised(name)]
     if "autoattack_rand" not in evidence.rows:  # the flag of a random model asks for that version
         raised += evidence.raised("randomised")
-    if raised:
-        return Finding("G9", title, "fail", "; ".join(check.text for check in raised), attack=raised[0].name)
+    if not raised:
+        return gain
+    told = "; ".join([check.text for check in raised] + ([] if gain.outcome == "not examined" else [gain.text]))
+    return replace(gain, outcome="fail", text=told, attack=gain.attack if gain.outcome == "fail" else raised[0].name)
+
+
+def helped(evidence: Evidence) -> Finding:
+    """G9's measured part: by how much Square, which uses no gradient, adds to the attacks that do."""
+    title = "AutoAttack's flags are silent"
     before, after = evidence.rows.get("autoattack.fab_t"), evidence.rows.get("autoattack")
+    if after is None:
+        before, after = evidence.rows.get("autoattack_plus.fab5"), evidence.rows.get("autoattack_plus.square")
     square = evidence.rows.get("square")
     if after is None and square is not None:
         aimed = evidence.everywhere([row for row in evidence.rows.values() if gradient(row)])
@@ -325,8 +354,17 @@ def flags(evidence: Evidence) -> Finding:
 
 OUTCOMES = ("pass", "fail", "inconclusive", "not examined")
 
-FLAGS = ("probabilities", "zero gradient", "no gradient", "batch", "dynamic")
+FLAGS = ("no gradient", "batch", "dynamic", "probabilities", "zero gradient")
 """Names of an evaluation's checks that make gradients, or verdicts, say little of a model."""
+
+REMEDIES: Mapping[str, str] = MappingProxyType(
+    {
+        "probabilities": "give the network without its softmax",
+        "zero gradient": "add attacks without gradients: square, nattack, transfer",
+        "randomised": "add autoattack_rand",
+    }
+)
+"""Flags that ask for more, and show nothing masked by themselves."""
 
 
 def adaptive(evidence: Evidence) -> Finding:
@@ -360,21 +398,29 @@ def verdict(evidence: Evidence, found: Sequence[Finding]) -> Verdict:
     """Return the one verdict.
 
     masked: a check of :data:`MASKING` failed. overestimated: another one failed. believable: AutoAttack, or its first
-    half, was run, none failed, and G11 passed; or nothing is left to break. Else not examined.
+    half, was run, and an attack without gradients; none failed, G11 passed, and no sign of masking was left open; or
+    nothing is left to break. Else not examined.
     """
     pgd, whole, worst = reported(evidence), settled(evidence), evidence.rows.get("worst")
-    strong = min(evidence.everywhere(evidence.attacks()), key=lambda row: row.accuracy, default=None)
-    strongest = whole or strong
+    full = evidence.everywhere(evidence.attacks())
+    strong = min(full, key=lambda row: (row.accuracy, row is not whole), default=None)
+    strongest = strong or whole
     told = strongest.title if strongest else "none"
     if pgd is None or worst is None or strong is None:
         text = f"not examined: no PGD was run to compare with (strongest attack run: {told})"
         return Verdict("not examined", text, "", told, math.nan, math.nan)
+    if evidence.raised("randomised"):  # whose worst case over single draws says nothing, see Evidence.union
+        worst = strong
     gap = evidence.difference(pgd, worst)
     figure = f"{pgd.title} {100 * pgd.accuracy:.1f} %, worst case {100 * worst.accuracy:.1f} %"
     # PGD and CW some two points apart, and all attacks within four, is what plain adversarial training shows.
     failed = [one for one in found if one.outcome == "fail" and (one.name != "G6" or gap.value > USUAL)]
+    flagged = [one for one in failed if one.attack in REMEDIES]
+    failed = [one for one in failed if one not in flagged]
+    # Square has looked where a few gradients are zero, and found nothing.
+    flagged = [one for one in flagged if one.attack != "zero gradient" or not one.value <= one.threshold]
     masked = [one for one in failed if one.name in MASKING]
-    doubts = [one for one in found if one.name == "G11" and one.outcome == "inconclusive"]
+    doubts = [one for one in found if one.outcome == "inconclusive" and (one.name == "G11" or sign(one))]
     wrong = evidence.raised("accuracy", "normalisation")
 
     def made(kind: Literal["believable", "overestimated", "masked", "not examined"], text: str) -> Verdict:
@@ -387,29 +433,37 @@ def verdict(evidence: Evidence, found: Sequence[Finding]) -> Verdict:
         by = f", shown by {shown.title}" if shown else ""
         return made("masked", f"masked{by} ({masked[0].name}: {masked[0].text}); {figure}")
     if failed and gap.value > 2.0 * gap.error:
-        full = whole is not None and whole.name != "autoattack.apgd_t"
-        size = f"{'about' if full else 'at least'} {100 * gap.value:.0f} points"
-        by = f"{figure}, shown by {strong.title}" + ("" if strong.title == told else f"; strongest attack run: {told}")
-        return made("overestimated", f"overestimated by {size} under {pgd.title} ({by})")
+        size = "about" if whole is not None and whole.name != "autoattack.apgd_t" else "at least"
+        text = f"overestimated by {size} {100 * gap.value:.0f} points under {pgd.title} ({figure}, shown by {told})"
+        return made("overestimated", text)
     if worst.right == 0:
         return made("believable", f"believable: nothing survives all attacks, and no other could break more ({figure})")
     if whole is None:
         text = f"not examined: the strongest attack run is {told} ({figure}), which settles nothing"
         return made("not examined", text)
-    for one in (*failed, *doubts):
-        text = f"not examined well enough: {one.name}, {one.text}, though no attack that was run breaks more ({figure})"
-        if one in doubts:
-            text = f"not examined well enough: {one.text}, which so few images do not settle ({figure})"
-        return made("not examined", text)
-    if whole.n < ENOUGH:
-        text = f"not examined well enough: {told} was run on {whole.n} images ({figure}), and {ENOUGH} are the least"
-        return made("not examined", text)
+    open_questions = [
+        *(f"{one.name}, {one.text}, though no attack that was run breaks more" for one in failed),
+        *(f"{one.text}, which so few images do not settle" for one in doubts),
+        *(f"{one.text}; {REMEDIES[one.attack]}" for one in flagged),
+        *([f"{whole.title} was run on {whole.n} images, and {ENOUGH} are the least"] if whole.n < ENOUGH else []),
+        *(["no attack without gradients was run: add square, nattack or transfer"] if not blind(evidence) else []),
+    ]
+    if open_questions:
+        return made("not examined", f"not examined well enough: {open_questions[0]} ({figure})")
     counts = [f"{n} {how}" for how in OUTCOMES if (n := sum(one.outcome == how for one in found)) or how != "fail"]
-    text = (
-        f"believable: {told} leaves {100 * whole.accuracy:.1f} % of {whole.n} images ({figure}; checks: "
-        f"{', '.join(counts)})"
-    )
-    return made("believable", text)
+    text = f"believable: {told} leaves {100 * strong.accuracy:.1f} % of {strong.n} images"
+    return made("believable", f"{text} ({figure}; checks: {', '.join(counts)})")
+
+
+def sign(one: Finding) -> bool:
+    """Say whether what a check left open would be a sign of masking: two images or more."""
+    return one.name in MASKING and round(one.value * one.n) >= 2
+
+
+def blind(evidence: Evidence) -> bool:
+    """Say whether an attack was run that searches without gradients."""
+    whole = settled(evidence)
+    return bool(evidence.named(*BLACK_BOX[:3])) or (whole is not None and whole.name in AUTOATTACK[:2])
 
 
 __all__ = ["Evidence", "diagnose"]

@@ -45,6 +45,9 @@ FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 PROGRAMS = (".pt2", ".pt", ".pth", ".ts", ".jit", ".torchscript")
 """How the names of files end that hold a program; one that is there may be called anything."""
 
+LACKING = "the network lacks this normalisation: declare it"
+"""How a note on weights ends that should not be passed over."""
+
 LIBRARIES = ("timm", "torchvision")
 """Libraries whose networks are named LIBRARY:NAME, or LIBRARY:NAME.TAG where published weights are meant."""
 
@@ -644,7 +647,7 @@ def _fill(net: nn.Module, found: Any, path: Path, declared: Declaration) -> list
     notes += [f"{', '.join(kept)}: as {declared.model} made them, for {path.name} has none"] if kept else []
     left = {name: t for name, t in {**rooted, **part.beside}.items() if name not in filled}
     shown = [f"{name} ({_values(t)})" for name, t in left.items() if _normalises(name, t, declared)]
-    hint = "; the network lacks this normalisation: declare it" if shown and not declared.mean else ""
+    hint = f"; {LACKING}" if shown and not declared.mean else ""
     shown += [name for name, t in left.items() if not _normalises(name, t, declared)]
     return notes + ([f"{path.name}: left out {_few(shown)}{hint}"] if shown else [])
 

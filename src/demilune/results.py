@@ -75,7 +75,7 @@ class Finding:
 
     ``outcome``: it fails where ``value`` is beyond ``threshold`` by two standard errors ``error``, is inconclusive
     within them, and not examined where what it needs was not run. ``value``, ``threshold`` and ``error`` are
-    rates in [0,1]; NaN where there is none. ``attack`` is the row that shows it.
+    rates in [0,1]; NaN where there is none. ``attack`` is the row that shows it, or the flag; ``n`` on how many images.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Finding:
     threshold: float = math.nan
     error: float = math.nan
     attack: str = ""
+    n: int = 0
 
 
 @final
@@ -94,7 +95,7 @@ class Verdict:
     """Whether to believe the robust accuracy that the field would report, and why.
 
     ``kind``: believable, overestimated, masked, or not examined; ``text`` is the whole sentence. ``reported`` and
-    ``strongest`` are the titles of the attack reported (PGD-10) and of the strongest that was run; ``points`` by how
+    ``strongest`` are the titles of the attack reported (PGD-10) and of the one that left least; ``points`` by how
     much the first lies above what survives all attacks, in [0,1], with its paired standard error.
     """
 

@@ -143,7 +143,98 @@ def test_flags_of_the_model_fail_g9() -> None:
     raised = Check("probabilities", "warning", "the outputs are probabilities")
     findings, verdict = found(SAT, [raised])
     assert findings["G9"].outcome == "fail"
+    assert verdict.kind == "not examined", "nothing shows that a gradient misleads"
+    assert "give the network without its softmax" in verdict.text
+    for name in ("no gradient", "batch", "dynamic"):
+        assert found(SAT, [Check(name, "error", "")])[1].kind == "masked"
+    findings, verdict = found(SAT | {"autoattack": 440}, [raised])
+    assert (verdict.kind, findings["G9"].attack) == ("masked", "autoattack"), "what Square gains is more than a flag"
+
+
+def test_a_few_gradients_of_zero_are_answered_by_an_attack_that_needs_none() -> None:
+    raised = Check("zero gradient", "warning", "zero for 0.4 % of 256 images")
+    assert found(SAT, [raised])[1].kind == "believable"
+    half = {name: count for name, count in SAT.items() if name not in ("autoattack", "square")}
+    findings, verdict = found(half, [raised])
+    assert (findings["G9"].outcome, verdict.kind) == ("fail", "not examined")
+    assert "square, nattack, transfer" in verdict.text
+
+
+def test_nothing_is_believed_that_only_gradients_attacked() -> None:
+    blind = {name: n for name, n in SAT.items() if not name.startswith(("square", "nattack", "autoattack"))}
+    half = blind | {"autoattack.apgd_ce": 490, "autoattack.apgd_t": 466}
+    _, verdict = found(half)
+    assert verdict.kind == "not examined"
+    assert "no attack without gradients was run" in verdict.text
+    for name in ("square", "nattack", "transfer"):
+        assert found(half | {name: 600})[1].kind == "believable"
+    assert found(half | {"uniform1000": 880})[1].kind == "not examined", "what does not search finds little"
+
+
+def test_signs_of_masking_that_so_few_images_leave_open_are_not_believed_away() -> None:
+    standing = {"fgsm": 115, "pgd10": 110, "autoattack.apgd_t": 106, "square": 112, "unbounded": 0}
+    assert found(standing, n=200)[1].kind == "believable"
+    for left, outcome_of, kind in ((2, "pass", "believable"), (3, "inconclusive", "not examined")):
+        findings, verdict = found(standing | {"unbounded": left}, n=200)
+        assert (findings["G3"].outcome, verdict.kind) == (outcome_of, kind)
+    findings, verdict = found(standing | {"fgsm": 109}, n=200)
+    assert (findings["G1"].outcome, verdict.kind) == ("inconclusive", "believable"), "one image is chance"
+
+
+def test_the_square_of_autoattack_plus_counts_too() -> None:
+    standing = {
+        "fgsm": 560, "pgd10": 500, "autoattack_plus.apgd_ce5": 490, "autoattack_plus.apgd_dlr5": 480,
+        "autoattack_plus.fab5": 480, "autoattack_plus.square": 300, "autoattack_plus.apgd_t": 300,
+        "autoattack_plus": 300,
+    }  # fmt: skip
+    findings, verdict = found(standing)
+    assert findings["G9"].outcome == "fail" and "SQUARE" in verdict.text
     assert verdict.kind == "masked"
+    fine = standing | {name: 470 for name in standing if name not in ("fgsm", "pgd10")}
+    assert found(fine)[1].kind == "believable"
+
+
+def test_the_strongest_attack_is_the_one_that_left_least() -> None:
+    _, verdict = found(SAT | {"md": 460})
+    assert (verdict.kind, verdict.strongest) == ("believable", "MD")
+    assert "MD leaves 46.0 %" in verdict.text
+    _, verdict = found(SAT | {"md": 466})
+    assert verdict.strongest == "AUTOATTACK", "of equals"
+
+
+def test_a_random_model_is_judged_by_its_attacks_and_not_by_what_any_of_them_broke() -> None:
+    draw, rows, arrays = np.random.default_rng(0), [], {}
+    names = ("fgsm", "pgd10", "cw10", "multi9x30", "md", "odi", "autoattack_rand.apgd_ce", "autoattack_rand", "square")
+    arrays["right.clean"], arrays["right.uniform1000"] = np.arange(N) < 900, (np.arange(N) < 900)
+    base = np.arange(N) < 500
+    for name in names:  # attacks of equal strength, and a tenth of the answers is chance
+        arrays[f"right.{name}"] = base & (draw.random(N) > 0.1) | (np.arange(N) < 900) & (draw.random(N) < 0.03)
+    arrays["right.uniform1000"] = (np.arange(N) < 900) & (draw.random(N) > 0.05)
+    arrays["right.worst"] = np.logical_and.reduce([arrays[f"right.{name}"] for name in names])
+    for key, right in arrays.items():
+        name = key.removeprefix("right.")
+        gradients = 0.0 if name in ("square", "uniform1000") else 10.0
+        rows.append(Row(name, name.upper(), name, N, int(right.sum()), None, 10.0, gradients))
+    random = Check("randomised", "warning", "the model answers differently")
+    findings, verdict = diagnose(rows, arrays, [random], 8 / 255)
+    assert {one.name for one in findings if one.outcome == "fail"} == set()
+    assert verdict.kind == "believable"
+    assert verdict.points < 0.05
+    assert diagnose(rows, arrays, [], 8 / 255)[1].kind != "believable", "of a model that is not random it would be much"
+
+
+def test_a_check_that_was_half_examined_says_so() -> None:
+    findings, _ = found({"fgsm": 560, "pgd10": 500, "pgd50_any": 492, "pgd50x5_any": 488, "cw10": 495})
+    assert findings["G7"].outcome == findings["G6"].outcome == "pass"
+    assert "the rest not examined: needs pgd100x10 and pgd1000" in findings["G7"].text
+    assert "the rest not examined: needs multi9x30" in findings["G6"].text
+    assert findings["G5"].outcome == "not examined"
+
+
+def test_the_error_that_is_told_is_a_standard_error() -> None:
+    findings, _ = found(SAT | {"pgd10@eps=16/255": 724, "pgd10@eps=4/255": 700})
+    assert findings["G5"].error == pytest.approx(math.sqrt(224 + 1) / N)
+    assert findings["G5"].outcome == "fail" and findings["G5"].n == N
 
 
 def test_without_per_image_results_errors_are_those_of_independent_ones() -> None:
@@ -204,14 +295,15 @@ def test_what_a_black_box_attack_breaks_beyond_autoattack_counts_whatever_its_ow
 
 
 def test_the_random_version_settles_random_models_alone() -> None:
-    standing = {"fgsm": 560, "pgd10": 500, "autoattack_rand": 490}
+    standing = {"fgsm": 560, "pgd10": 500, "autoattack_rand": 490, "nattack": 600}
     assert found(standing)[1].kind == "not examined"
     random = Check("randomised", "warning", "the model answers differently")
     findings, verdict = found(standing, [random])
     assert verdict.kind == "believable"
     assert findings["G9"].outcome == "not examined"
     assert found({**standing, "autoattack": 490}, [random])[0]["G9"].outcome == "not examined"
-    assert found({"fgsm": 560, "pgd10": 500, "autoattack": 490}, [random])[1].kind == "masked"
+    _, verdict = found({"fgsm": 560, "pgd10": 500, "autoattack": 490}, [random])
+    assert verdict.kind == "not examined" and "add autoattack_rand" in verdict.text
 
 
 def test_radii_of_a_curve_and_of_modifiers_are_the_same_units() -> None:

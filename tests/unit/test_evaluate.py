@@ -77,6 +77,20 @@ def test_a_randomised_model_is_found_out_averaged_counted_and_repeatable() -> No
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_worst_case_of_a_random_model_is_its_strongest_attack_s_and_no_union_over_draws() -> None:
+    model = Noisy(tiny())
+    split = easy(model.net, images(60))
+    names = ["fgsm", "cw3", "pgd3", "multi2x3", "pgd3@eps=0.9", "square@n=10"]
+    found = evaluate(model, split, BALL, suite(names), RNG, alone=False)
+    full = ("fgsm", "cw3", "pgd3", "multi2x3")
+    least = min(full, key=lambda name: rows(found)[name])
+    assert rows(found)["worst"] == rows(found)[least]
+    assert np.array_equal(found.images["right.worst"], found.images[f"right.{least}"])
+    union = np.logical_and.reduce([found.images[f"right.{name}"] for name in full])
+    assert int(union.sum()) < rows(found)["worst"], "else this could not be told from a union"
+    assert "its strongest attack" in found.rows[-1].note
+
+
 def test_a_model_that_gives_nan_is_wrong_and_nothing_contradicts_itself() -> None:
     class Broken(nn.Module):
         def __init__(self, net: nn.Module) -> None:

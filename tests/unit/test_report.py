@@ -130,17 +130,37 @@ def test_csv_holds_the_evaluations_numbers(three: list[Path], tmp_path: Path) ->
 
 def test_best_and_tied_cells_are_marked(three: list[Path]) -> None:
     entries = [entry for run in read(three) for entry in run.entries]
-    table = tables.main(entries)
-    marks = {
+    marks = marks_of(three)
+    assert marks["standard", "clean"] == "best" and marks["rat", "worst"] == "best"
+    assert marks["sat", "worst"] == "tied" and marks["standard", "worst"] == ""
+    assert "**55.0** ± 3.5 ★" in tables.to_markdown([entries])
+    assert "\\textbf{55.0} $\\pm$ 3.5$^\\star$" in tables.to_latex([entries])
+
+
+def marks_of(folders: list[Path]) -> dict[tuple[str, str], str]:
+    table = tables.main([entry for run in read(folders) for entry in run.entries])
+    return {
         (line.entry.label, name): cell.mark
         for line in table.lines
         for (name, _), cell in zip(table.columns, line.cells, strict=True)
         if cell
     }
-    assert marks["standard", "clean"] == "best" and marks["rat", "worst"] == "best"
-    assert marks["sat", "worst"] == "tied" and marks["standard", "worst"] == ""
-    assert "**55.0** ± 3.5 ★" in tables.to_markdown([entries])
-    assert "\\textbf{55.0} $\\pm$ 3.5$^\\star$" in tables.to_latex([entries])
+
+
+def test_whoever_was_attacked_on_fewer_images_or_with_less_gets_no_mark(three: list[Path]) -> None:
+    full = marks_of(three)
+    few = three[0] / "evaluations" / "best.json"  # the best when clean, on half the images
+    write_evaluation(few, evaluation("standard", "standard", STANDARD, n=100), 1)
+    some = marks_of(three)
+    assert {mark for (label, _), mark in some.items() if label == "standard"} == {""}
+    assert some["rat", "clean"] == "best"
+    file = three[2] / "evaluations" / "best.json"
+    less = json.loads(file.read_text())
+    less["rows"] = [row for row in less["rows"] if row["name"] != "cw10"]
+    file.write_text(json.dumps(less))
+    some = marks_of(three)
+    assert {mark for (_, name), mark in some.items() if name == "worst"} == {""}
+    assert some["rat", "fgsm"] == full["rat", "fgsm"]
 
 
 def test_an_attack_only_some_ran_keeps_its_place(tmp_path: Path) -> None:

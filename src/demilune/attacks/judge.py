@@ -54,13 +54,14 @@ def judged(model: Model, x: Tensor, adversarial: Tensor, y: Tensor, ball: Ball) 
 
 
 def check_allowed(adversarial: Tensor, x: Tensor, ball: Ball) -> None:
-    """Refuse images that left the ball by more than 1e-6, or 1e-6 · ε in a large one, or left [0,1].
+    """Refuse images that left the ball by more than a rounding, or left [0,1].
 
-    A rounding of x ± ε is 6e-8; a result further out would be worth nothing.
+    linf: by 1e-7, for a rounding of x ± ε is 6e-8. l2, a sum over pixels: by 1e-6, or 1e-6 · ε in a large ball.
     """
     distance = float(ball.distance(adversarial, x).max())
+    leeway = 1e-7 if ball.norm == "linf" else 1e-6 * max(1.0, ball.eps)
     low, high = (float(v) for v in torch.aminmax(adversarial))
-    if not (distance <= ball.eps + 1e-6 * max(1.0, ball.eps) and low >= 0.0 and high <= 1.0):
+    if not (distance <= ball.eps + leeway and low >= 0.0 and high <= 1.0):
         raise DemiluneError(
             f"the attack returned an image at {ball.norm} distance {distance:g} with pixels from {low:g} to {high:g}: "
             f"it must stay within eps = {ball.eps:g} and [0,1]; this is a fault of the attack, nothing was counted"

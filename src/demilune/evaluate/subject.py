@@ -24,6 +24,7 @@ from demilune.evaluate.interview import PAIRED, first_look, interview, normalisa
 from demilune.experiment import Experiment, build, difference, name_of, plain, stored
 from demilune.foreign import (
     FACTORY,
+    LACKING,
     LIBRARIES,
     PROGRAMS,
     Declaration,
@@ -94,9 +95,9 @@ class Subject:
     def interviewed(self, limit: int = 0) -> Subject:
         """Return the same with what it answers of itself, once for a whole command.
 
-        It is asked on 256 of its images, and about its normalisation, where that was declared, on 500, or on ``limit``
-        where that is less and not 0; test images where there are any. Raises DemiluneError as
-        :func:`~demilune.evaluate.interview.interview` does.
+        It is asked on 256 of its images, or on ``limit`` where that is less and not 0; about its normalisation, where
+        that was declared, on 500, since fewer do not tell two apart; test images where there are any. Raises
+        DemiluneError as :func:`~demilune.evaluate.interview.interview` does.
         """
         if self.asked:
             return self
@@ -104,12 +105,14 @@ class Subject:
         kind: Literal["test", "validation", "train"] = (
             "test" if len(data.test) else "validation" if len(data.validation) else "train"
         )
-        few, more = (data.sample(kind, min(n, limit or n)).to(self.device) for n in (ASKED, PAIRED))
+        few = data.sample(kind, min(ASKED, limit or ASKED)).to(self.device)
         asked = interview(self.model, layout(few.pixels(slice(None))), few.labels, len(data.classes))
         if isinstance(self.model, Declared) and self.declared is not None:
+            more = data.sample(kind, PAIRED).to(self.device)
             x = layout(more.pixels(slice(None)))
             asked = (*asked, normalisations(self.model.under, x, more.labels, self.declared))
-            asked = (*asked, *(Check("weights", "pass", note) for note in self.model.notes))
+            notes = ((note, "warning" if note.endswith(LACKING) else "pass") for note in self.model.notes)
+            asked = (*asked, *(Check("weights", level, note) for note, level in notes))
         return replace(self, asked=asked)
 
     @property

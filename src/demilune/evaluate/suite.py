@@ -384,11 +384,12 @@ def _numbered(name: str, setting: Setting) -> tuple[Entry, ...]:
             return (restarted(f"pgd{steps}", f"PGD-{steps}", of, more[0]),)
         return (plain(name, f"PGD-{steps}", of, (steps, steps), everywhere=True),)
     if form == "cw":
-        return (plain(name, f"CW∞-{numbers[0]}", CW(numbers[0], step_ratio=ratio), (numbers[0],) * 2, True),)
+        cw = "CW∞" if setting.norm == "linf" else "CW"
+        return (plain(name, f"{cw}-{numbers[0]}", CW(numbers[0], step_ratio=ratio), (numbers[0],) * 2, True),)
     if form == "rlfat":
         note = "as released, where all wrong logits below 0 count as 0: no fair attack on models that keep them there"
         released = CW(numbers[0], step_ratio=ratio, masking="zero")
-        return (plain(name, f"CW∞-{numbers[0]} of RLFAT", released, (numbers[0],) * 2, True, note=note),)
+        return (plain(name, f"CW-{numbers[0]} of RLFAT", released, (numbers[0],) * 2, True, note=note),)
     if form == "multi":
         targets, steps = numbers
         passes = min(targets, setting.classes - 1) * steps

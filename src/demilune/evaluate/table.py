@@ -34,6 +34,9 @@ EOT = 20
 SAVE_EVERY = 20.0
 """Seconds of work that an interruption may lose, besides the batch at work."""
 
+STRONGEST = "the model is random: this is its strongest attack, not what any of them broke, which grows by chance"
+"""The note of a random model's worst case."""
+
 GALLERY = 2000
 """Passes per image above which an attack is not run once more for example images."""
 
@@ -115,8 +118,9 @@ def evaluate(
         begun, most = 0, 0
         counted = Counted(model, tick)
         seek = search(averaged(counted, EOT) if randomised else counted)
+        tried = 0
         if not randomised:
-            self_check(model, layout(split.pixels(_range(split, 0, batch))), split, ball, rng)
+            tried = self_check(model, layout(split.pixels(_range(split, 0, batch))), split, ball, rng)
         book = Book.open(partial, entries, split, ball, {**(identity or {}), "draws": list(rng.key)})
         saved = time.monotonic()
         try:
@@ -148,12 +152,12 @@ def evaluate(
         finally:  # also when somebody wishes to stop
             if partial is not None:
                 book.save(partial)
-        table = book.table(entries)
-        images = book.images(entries, split)
+        table = book.table(entries, randomised)
+        images = book.images(entries, split, randomised)
         state, most = Progress("example images", 0, 1, 0, 0.0), 0
         with seeded(rng.sub("gallery"), split.ids.device):
             gallery = pick_examples(model, seek, split, ball, entries, rng, images["right.clean"], layout, examples)
-    return Findings(table, checks(table, images, randomised, alone), randomised, images, gallery)
+    return Findings(table, checks(table, images, tried, alone), randomised, images, gallery)
 
 
 def _spent(one: Entry | None) -> tuple[int, int]:
@@ -251,22 +255,31 @@ class Book:
         place = self.place[name]
         return np.asarray((self.known[name][place] == 1) & (self.known["clean"][place] == 1), np.bool_)
 
-    def worst(self) -> NDArray[np.bool_]:
-        """Return which images no attack in the ball broke."""
+    def worst(self, randomised: bool) -> NDArray[np.bool_]:
+        """Return which images no attack in the ball broke.
+
+        Of a random model: which the strongest attack of them all left, since by a union over single draws images fall
+        by chance, the more the more attacks there are.
+        """
         standing = self.known["clean"] == 1
+        if randomised:
+            full = [name for name, role in self.roles.items() if role != "probe" and len(self.place[name]) == self.n]
+            return min((self.strict(name) for name in full), key=lambda right: int(right.sum()), default=standing)
         for name, role in self.roles.items():
             if role != "probe":
                 standing = standing & (self.known[name] != 0)
         return np.asarray(standing, np.bool_)
 
-    def table(self, entries: Sequence[Entry]) -> tuple[Row, ...]:
-        """Return the rows: clean, one per reading, and the worst case per image."""
+    def table(self, entries: Sequence[Entry], randomised: bool = False) -> tuple[Row, ...]:
+        """Return the rows: clean, one per reading, and the worst case per image (see :meth:`worst`)."""
         rows = [self._row("clean", "Clean", "none", None)]
         for one in entries:
             rows += [self._row(name, title, one.described(), one) for name, title in one.titles.items()]
         whole = sum((self.cost[next(iter(one.titles))] for one in entries if one.role != "probe"), np.zeros(2))
-        right, cost = int(self.worst().sum()), _each(whole, self.n)
-        worst = Row("worst", "Worst case", "all of the above", self.n, right, None, *cost, note=self.skipped(entries))
+        right, cost = int(self.worst(randomised).sum()), _each(whole, self.n)
+        notes = [STRONGEST] if randomised else []
+        notes += [skipped] if (skipped := self.skipped(entries)) else []
+        worst = Row("worst", "Worst case", "all of the above", self.n, right, None, *cost, note="; ".join(notes))
         return (*rows, worst)
 
     def skipped(self, entries: Sequence[Entry]) -> str:
@@ -291,7 +304,7 @@ class Book:
         role, note = "attack" if one is None else one.role, "" if one is None else one.note
         return Row(name, title, attack, n, int(self.strict(name).sum()), after, *cost, role=role, note=note)
 
-    def images(self, entries: Sequence[Entry], split: Split) -> dict[str, NDArray[Any]]:
+    def images(self, entries: Sequence[Entry], split: Split, randomised: bool = False) -> dict[str, NDArray[Any]]:
         """Return the per-image arrays that are saved."""
         found: dict[str, NDArray[Any]] = {"ids": split.ids.cpu().numpy(), "labels": split.labels.cpu().numpy()}
         found |= {f"right.{name}": self.strict(name) for name in self.known}
@@ -299,7 +312,7 @@ class Book:
         for one in entries:
             if one.everywhere:
                 found |= {f"after.{name}": self.known[name][self.place[name]] == 1 for name in one.titles}
-        return found | {"right.worst": self.worst()}
+        return found | {"right.worst": self.worst(randomised)}
 
 
 def _each(cost: NDArray[np.float64], n: int) -> tuple[float, float]:
@@ -308,16 +321,20 @@ def _each(cost: NDArray[np.float64], n: int) -> tuple[float, float]:
 
 
 def checks(
-    table: Sequence[Row], images: Mapping[str, NDArray[Any]], randomised: bool, alone: bool = True
+    table: Sequence[Row], images: Mapping[str, NDArray[Any]], tried: int, alone: bool = True
 ) -> tuple[Check, ...]:
-    """Return the checks of evaluation.md 1; raises DemiluneError where a result contradicts itself."""
-    rows = {row.name: row for row in table}
+    """Return the checks of evaluation.md 1; raises DemiluneError where a result contradicts itself.
+
+    ``tried``: on how many images ε = 0 gave the clean predictions, 0 for a random model, which was not asked.
+    """
+    rows, randomised = {row.name: row for row in table}, not tried
     found = []
     if randomised:
         text = f"the model answers differently on the same images: it was attacked with {EOT} averaged passes"
         found.append(Check("randomised", "warning", text))
     else:
-        found.append(Check("eps = 0", "pass", "an attack of radius 0 gave exactly the clean predictions"))
+        text = f"an attack of radius 0 gave exactly the clean predictions, on the first {tried} images"
+        found.append(Check("eps = 0", "pass", text))
     for name in rows:
         if name.startswith("pgd") and name.endswith("_any") and alone and not randomised:
             base = name.removesuffix("_any").split("x")[0]
@@ -375,8 +392,8 @@ def averaged(model: Model, passes: int) -> Model:
     return forward
 
 
-def self_check(model: Model, x: Tensor, split: Split, ball: Ball, rng: Stream) -> None:
-    """Refuse to go on where an attack of radius 0 does not give exactly the clean predictions."""
+def self_check(model: Model, x: Tensor, split: Split, ball: Ball, rng: Stream) -> int:
+    """Refuse to go on where an attack of radius 0 does not give exactly the clean predictions; return on how many."""
     y, nothing = split.labels[: len(x)], Ball(ball.norm, 0.0)
     attack = PGD(steps=2, step_ratio=0.25)
     after = judged(model, x, attack(model, x, y, nothing, rng.images(split.ids[: len(x)])), y, nothing)
@@ -385,6 +402,7 @@ def self_check(model: Model, x: Tensor, split: Split, ball: Ball, rng: Stream) -
             "an attack of radius 0 changed predictions: the model depends on more than its image (a training mode, "
             "statistics of the batch, or preprocessing outside [0,1]); nothing was evaluated"
         )
+    return len(x)
 
 
 def pick_examples(

@@ -285,6 +285,7 @@ def page(
         "sections": shown,
         "waiting": [(run.label, f"demilune evaluate {shlex.quote(str(run.path))}") for run in runs if not run.entries],
         "marks": verdicts.MARKS,
+        "best": tables.BEST,
         "training": trained,
         "seeds": together,
         "panels": panels,

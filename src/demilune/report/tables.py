@@ -12,13 +12,16 @@ from typing import Any, final
 
 from demilune import papers
 from demilune.report import theme, verdicts
-from demilune.report.compare import tied
+from demilune.report.compare import tied, unlike
 from demilune.report.read import Entry, Run, number
 
 UPPER_BOUND = (
     "The worst case counts an image as right only if no attack of the table broke it: an upper bound on "
     "robust accuracy, because a stronger attack may break more."
 )
+
+BEST = "best of the column, on the most images and where all were attacked alike"
+"""What a mark says."""
 
 AUTOATTACK = ("autoattack", "autoattack_plus", "autoattack_rand")
 """The rows of AutoAttack as a whole; its partial sums are not AutoAttack."""
@@ -27,7 +30,7 @@ AUTOATTACK = ("autoattack", "autoattack_plus", "autoattack_rand")
 @final
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A strict accuracy; ``mark`` is "best" in its column, "tied" within two paired errors, or empty."""
+    """A strict accuracy; ``mark`` is "best" in its column, "tied" within two paired errors of that, or empty."""
 
     accuracy: float
     error: float
@@ -137,16 +140,22 @@ def _heads(columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _column(entries: Sequence[Entry], name: str) -> list[Cell | None]:
+    """Return a column's cells: the best is one of those on the most images, and of none where attacks differ."""
     rows = [entry.evaluation.row(name) for entry in entries]
-    values = [row.accuracy for row in rows if row is not None]
-    best = max(values) if len(set(values)) > 1 else None
-    leader = next((e for e, row in zip(entries, rows, strict=True) if row and row.accuracy == best), None)
+    most = max((row.n for row in rows if row is not None), default=0)
+    fair = [(entry, row) for entry, row in zip(entries, rows, strict=True) if row is not None and row.n == most]
+    alike = all(not unlike(fair[0][0], entry, name) for entry, _ in fair[1:])
+    values = {row.accuracy for _, row in fair} if alike else set()
+    best = max(values) if len(values) > 1 else None
+    leader = next((entry for entry, row in fair if row.accuracy == best), None)
     cells: list[Cell | None] = []
     for entry, row in zip(entries, rows, strict=True):
         if row is None:
             cells.append(None)
             continue
-        mark = "best" if row.accuracy == best else "tied" if leader and tied(entry, leader, name) else ""
+        mark = ""
+        if leader is not None and row.n == most:
+            mark = "best" if row.accuracy == best else "tied" if tied(entry, leader, name) else ""
         cells.append(Cell(row.accuracy, row.error, row.n, mark))
     return cells
 
@@ -327,7 +336,7 @@ def to_markdown(groups: Sequence[Sequence[Entry]]) -> str:
         head = ["run", "verdict", "n", *(_md(title) for _, title in table.columns)]
         rows = [head, ["---", "---", *["---:"] * (len(head) - 2)], *lines]
         said = [f"**{_md(caption(entries))}**", "\n".join("| " + " | ".join(row) + " |" for row in rows)]
-        parts += [*said, f"Bold ★: best of the column. {bound(entries)}"]
+        parts += [*said, f"Bold ★: {BEST}. {bound(entries)}"]
         parts.append("\n".join(f"- {_md(line)}" for line in (*_sentences(entries), *remarks(entries))))
     return "\n\n".join(parts) + "\n"
 
