@@ -106,7 +106,8 @@ def test_curves_print_what_must_stand_beside_their_rows(
     monkeypatch.setattr("demilune.evaluate.curves.find_frost", lambda folder: None)
     assert main(["curves", "assessed_nets:ten", *FOREIGN, "--limit=3", "--only=corruptions"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("corruptions: missing: frost (needs photographs: --frost DIR)") == 1
+    remedy = "needs photographs: pip install 'demilune[corruptions]', or --frost DIR"
+    assert said.count(f"corruptions: missing: frost ({remedy})") == 1
 
 
 def test_an_attack_on_some_of_the_images_lowers_the_worst_case_on_these_alone_and_says_so() -> None:

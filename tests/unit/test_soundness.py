@@ -35,6 +35,7 @@ from demilune.errors import DemiluneError
 from demilune.evaluate import Findings, evaluate, suite
 from demilune.evaluate.doctor import examine
 from demilune.evaluate.suite import CASCADES, Setting
+from demilune.evaluate.table import checks
 
 RNG = Stream.of(0, "evaluation")
 LINES = ["fgsm", "pgd5x3", "cw5", "multi9x5", "odi", "md", "apgd", "uniform20", "square@n=10"]
@@ -216,7 +217,18 @@ def test_budgets_end_where_radii_do(net: nn.Module, digits: Split, norm: Norm) -
     assert Ball(norm, 0.25).times(0.5) == Ball(norm, 0.125)
     some = digits.take(torch.arange(4))
     ball = Ball(norm, 0.75 * LARGEST[norm])
-    assert accuracies(evaluate(net, some, ball, suite(["budget_pgd10"]), RNG))["budget.pgd10.16_nested"] == 0
+    found = evaluate(net, some, ball, suite(["budget_pgd10"]), RNG)
+    assert accuracies(found)["budget.pgd10.16_nested"] == 0
+    rights = [row.right for row in found.rows if row.name.startswith("budget.pgd10") and "nested" not in row.name]
+    (check,) = (check for check in found.checks if check.name == "accuracy falls with ε")
+    assert (check.level == "pass") == (rights == sorted(rights, reverse=True))
+
+
+def test_accuracy_that_rises_with_the_radius_is_a_warning(net: nn.Module, digits: Split) -> None:
+    rows = evaluate(net, digits.take(torch.arange(4)), BALL, suite(["budget_pgd10"]), RNG).rows
+    risen = [dataclasses.replace(row, right=row.n) if row.name == "budget.pgd10.12" else row for row in rows]
+    found = {check.name: check for check in checks(risen, {}, 4)}["accuracy falls with ε"]
+    assert found.level == "warning" and "PGD-10 at 12/8 ε 100.00%" in found.text
 
 
 def test_models_to_transfer_from_are_held_still_throughout(net: nn.Module, digits: Split) -> None:

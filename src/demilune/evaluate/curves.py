@@ -113,7 +113,8 @@ def corruptions(subject: Subject, request: Request, frost: str, corrupted: str) 
         return found
 
     titles = {f"corruption.{name}.{severity}": f"{name} {severity}" for name in names for severity in SEVERITIES}
-    note = f"missing: {', '.join(missing)} (needs photographs: --frost DIR)" if missing else ""
+    remedy = "needs photographs: pip install 'demilune[corruptions]', or --frost DIR"
+    note = f"missing: {', '.join(missing)} ({remedy})" if missing else ""
     photos = hashlib.sha256(
         b"".join(p.numpy().tobytes() for p in photographs.photos) if photographs else b""
     ).hexdigest()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import re
 import time
 import zipfile
 import zlib
@@ -358,6 +360,12 @@ def checks(
             f"multi-targeted {aimed.accuracy:.2%}, {cw.title} {cw.accuracy:.2%}: several targets should not be weaker"
         )
         found.append(Check("multi-targeted ≤ CW", "pass" if fine else "warning", text))
+    curve = [row for row in table if re.fullmatch(r"budget\.pgd10\.\d+", row.name)]
+    if curve:
+        rises = [(less, more) for less, more in itertools.pairwise(curve) if more.right > less.right]
+        told = "; ".join(f"{less.title} {less.accuracy:.2%}, {more.title} {more.accuracy:.2%}" for less, more in rises)
+        text = f"more may break less, as steps are few and of one size: {told}" if rises else "no accuracy rises with ε"
+        found.append(Check("accuracy falls with ε", "warning" if rises else "pass", text))
     return tuple(found)
 
 
