@@ -23,16 +23,13 @@ from demilune.kernels import load
 from demilune.methods import Batch
 from demilune.models import create
 from demilune.runtime import Runtime, compiles, hazard, low_precision
-from demilune.train import step
+from demilune.train import LATE, step
 
 PAYS = 4_000_000
 """Operations of a forward pass per image from which on bf16 pays: below, its conversions cost what it saves."""
 
 LONG = 7200.0
 """Seconds a run must take for compiling to be tried: trying it takes minutes."""
-
-LATE = 10_000
-"""An epoch by which every method and move has begun."""
 
 WORTH = 1.1
 """How much faster compiled steps must be to be kept."""

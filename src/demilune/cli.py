@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import re
 import signal
@@ -391,11 +390,13 @@ def announce(experiment: Experiment, dataset: Dataset, say: Callable[[str], None
         say(f"data are not the official files: {dataset.source}")
     method = getattr(experiment.method, "rat", experiment.method)  # LRAT over RAT takes RAT's
     for name, attack in (("training", getattr(method, "attack", None)), ("validation", training.validation)):
-        reach = 0.0 if attack is None else attack.steps * (attack.step_size if attack.step_ratio is None else math.inf)
-        if attack is not None and reach < ball.eps:
+        if attack is None:
+            continue
+        size = attack.step_size if attack.step_ratio is None else attack.step_ratio * ball.eps
+        if attack.steps * size < ball.eps * (1 - 1e-9):
             say(
-                f"warning: the {name} attack takes {attack.steps} steps of {attack.step_size:.4g}, which cannot reach "
-                f"eps = {ball.eps:g}; set its step_ratio, a step size relative to eps (0.25, say)"
+                f"warning: the {name} attack takes {attack.steps} steps of {size:.4g}, which cannot reach "
+                f"eps = {ball.eps:g}; more steps would, or a larger step_ratio (the step size by eps: 0.25, say)"
             )
 
 

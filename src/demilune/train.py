@@ -34,6 +34,9 @@ from demilune.runs import RunFolder, alone, environment, read_json, replacing, w
 from demilune.runtime import eager, enough_memory, hardware, hazard, peak_memory
 from demilune.track import Tracker, sending
 
+LATE = 10_000
+"""An epoch by which every method and move has begun."""
+
 CHUNK = 500
 """Images per forward pass where nothing is learned (validation, batch-norm estimation)."""
 
@@ -94,10 +97,14 @@ def offset_of(move: WeightMove, method: Method, model: nn.Module, made: Examples
 
 
 def decay_there(model: nn.Module, optimizer: torch.optim.Optimizer, offset: Mapping[str, Tensor]) -> None:
-    """Let weight decay act at w + offset, as the released code of AWP and RWP does."""
+    """Let weight decay act at w + offset, as the released code of AWP and RWP does.
+
+    Decay that is decoupled from the gradient, as AdamW's, has no gradient to be added to: it stays where it is.
+    """
     if not offset:
         return
-    rates = {id(p): group.get("weight_decay", 0.0) for group in optimizer.param_groups for p in group["params"]}
+    coupled = [group for group in optimizer.param_groups if not group.get("decoupled_weight_decay", False)]
+    rates = {id(p): group.get("weight_decay", 0.0) for group in coupled for p in group["params"]}
     for name, parameter in model.named_parameters():
         if name in offset and parameter.grad is not None:
             parameter.grad.add_(offset[name], alpha=rates.get(id(parameter), 0.0))
@@ -177,6 +184,26 @@ def check_lengths(experiment: Experiment, dataset: Dataset) -> None:
         )
 
 
+def check_portions(experiment: Experiment, dataset: Dataset, root: Stream) -> None:
+    """Refuse portions of one image where batch norm would see one value of a channel, which has no deviation."""
+    training = experiment.training
+    extra = dataset.extras(training.batch)
+    whole = torch.arange(min(training.batch - extra, len(dataset.train)) + extra)
+    if min(len(part) for part in whole.chunk(training.parts)) > 1:
+        return
+    x = dataset.train.pixels(slice(0, 1))
+    net = create(experiment.model, len(x[0]), len(dataset.classes), *scaling(experiment, dataset), root.sub("model"))
+    try:
+        with torch.no_grad():
+            net.to(x.device).train()(x)
+    except ValueError:
+        raise DemiluneError(
+            f"training.batch = {training.batch}, training.parts = {training.parts}: a portion of one of the "
+            f"{len(dataset.train)} training images is too small for this network's batch norm; give a batch of other "
+            "size, or fewer parts"
+        ) from None
+
+
 def _fit(
     experiment: Experiment,
     dataset: Dataset,
@@ -191,9 +218,10 @@ def _fit(
     about = describe(experiment, dataset)
     steps, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
     labelled = training.batch - dataset.extras(training.batch)
+    root = Stream.of(experiment.seed, device=device)
+    check_portions(experiment, dataset, root)
     earlier = claim(folder, experiment, about, resume, reasons)
 
-    root = Stream.of(experiment.seed, device=device)
     watched = watched_images(dataset, training.monitor)
     state = start(experiment, dataset, root, device)
     done, best, tally, top = 0, -1.0, dict[str, Note](), 0.0
@@ -215,6 +243,7 @@ def _fit(
         folder.metrics.touch()
 
     def keep(name: str, stopped: bool = False) -> None:
+        check_weights(state, done, folder)
         notes = {f"tally.{k}": torch.stack(note) for k, note in tally.items()}
         progress = {"step": done, "best": best, "robust": top, "stopped": stopped, "checkpoint": name}
         size = {"metrics": folder.metrics.stat().st_size}
@@ -224,7 +253,7 @@ def _fit(
         keep("last")  # from here on whatever happens can be resumed
     watch(Progress("start", done, steps, 0.0, estimate(experiment, dataset, state, root, steps - done)._asdict()))
     clock = saved = begun = time.monotonic()
-    shuffled, batches, counted = -1, torch.empty(0), 0
+    shuffled, batches, seen = -1, torch.empty(0), 0
     while done < steps:
         epoch, number = divmod(done, per_epoch)
         # 1. the batch: addressed by epoch, augmented on the device
@@ -249,7 +278,7 @@ def _fit(
         )
         follow(state, experiment.average.pull(done, steps, per_epoch))
         tally = added(tally, notes)
-        done, counted = done + 1, counted + 1
+        done, seen = done + 1, seen + len(batch.x)
         took, clock = time.monotonic() - clock, time.monotonic()
         watch(Progress("step", done, steps, took, {}))
         # 3. at the end of an epoch: validate, write
@@ -263,7 +292,7 @@ def _fit(
                 reestimate(state.average, dataset, root.sub("reestimate", epoch), training.batch)
             if due and len(dataset.validation):
                 line |= validate(experiment, chosen(state), dataset.validation, root.sub("validation"))
-                line["alarm"] = overfitting(experiment, top, line["robust"])
+                line["alarm"] = overfitting(experiment, chance(dataset.validation), top, line["robust"])
                 top, merit = max(top, line["robust"]), line[measure(experiment.method)]
                 better, best = merit > best, max(best, merit)
             if watched:
@@ -277,10 +306,9 @@ def _fit(
             keep("last", stopped=over)
             clock = saved = time.monotonic()
             seconds, begun = clock - begun, clock
-            pace = counted * training.batch / seconds
-            timing = {"epoch": epoch + 1, "seconds": seconds, "images_per_second": pace}
+            timing = {"epoch": epoch + 1, "seconds": seconds, "images_per_second": seen / seconds}
             _append(folder.timing, timing)
-            counted = 0
+            seen = 0
             watch(Progress("epoch", done, steps, took, line | timing))
             if over:
                 break
@@ -525,13 +553,22 @@ def measure(method: Method) -> str:
     return "clean" if isinstance(method, Standard) else "robust"
 
 
-def overfitting(experiment: Experiment, best: float, now: float) -> str | None:
+def chance(split: Split) -> float:
+    """Return the accuracy of a network that calls everything the commonest class."""
+    return float(split.labels.bincount().max()) / len(split)
+
+
+def overfitting(experiment: Experiment, base: float, best: float, now: float) -> str | None:
     """Return the alarm of catastrophic overfitting: robust accuracy far below the best so far, or less than half of it.
+
+    Only what lies above ``base``, :func:`chance`, counts: a network that has learned nothing yet calls everything one
+    class, and no attack changes that.
 
     A one-step attack can be fooled within a few hundred steps, after which the network has no robustness at all
     (Wong, Rice, Kolter 2020). Standard training, which has none to lose, raises no alarm.
     """
-    fallen = best - now > experiment.training.alarm or (best >= 0.1 and now < best / 2)
+    won, kept = best - base, max(now - base, 0.0)
+    fallen = won - kept > experiment.training.alarm or (won >= 0.1 and kept < won / 2)
     if measure(experiment.method) == "clean" or not fallen:
         return None
     return (
@@ -550,6 +587,16 @@ def check_finite(tally: Mapping[str, Note], epoch: int, folder: RunFolder) -> No
         )
 
 
+def check_weights(state: State, done: int, folder: RunFolder) -> None:
+    """Refuse to save weights, or batch-norm statistics, that are no numbers: a loss is of the step before."""
+    broken = [name for name, t in tensors(state).items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if broken:
+        raise DemiluneError(
+            f"{broken[0]} is no number after step {done}: training has diverged; lower schedule.rate. "
+            f"The last good checkpoint is {folder.checkpoint('last')}"
+        )
+
+
 def averages(tally: Mapping[str, Note]) -> dict[str, Any]:
     """Return an epoch's means: loss, excess and the method's own notes (None where nothing was counted)."""
     means = {k: float(n.total) / float(n.weight) if float(n.weight) else None for k, n in sorted(tally.items())}
@@ -557,7 +604,10 @@ def averages(tally: Mapping[str, Note]) -> dict[str, Any]:
 
 
 def estimate(experiment: Experiment, dataset: Dataset, state: State, root: Stream, left: int) -> Estimate:
-    """Take up to two steps and a portion of a validation on a copy, and foresee the rest; the run is not touched."""
+    """Take a few steps and a portion of a validation on a copy, and foresee the rest; the run is not touched.
+
+    Where the method or the weight move begins later, steps of before and of after are timed.
+    """
     device = next(state.model.parameters()).device
     training, method = experiment.training, experiment.method
     model = copy.deepcopy(state.model).train()
@@ -568,24 +618,29 @@ def estimate(experiment: Experiment, dataset: Dataset, state: State, root: Strea
     batch = batch._replace(x=experiment.runtime.layout(batch.x))
     autocast = functools.partial(experiment.runtime.autocast, device)
     move = experiment.move
-    seconds = 0.0
-    for _ in range(2):  # the first also pays for warming up
-        begun = time.perf_counter()
-        rng = root.sub("estimate")
-        step(model, optimizer, method, batch, experiment.ball, rng, training.parts, autocast, move)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - begun
-        if seconds > 20.0:
-            break
-    total = seconds * left
+    steps, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
+
+    def timed(epoch: int) -> float:
+        seconds = 0.0
+        for _ in range(2):  # the first also pays for warming up
+            begun = time.perf_counter()
+            here = batch._replace(epoch=epoch)
+            step(model, optimizer, method, here, experiment.ball, root.sub("estimate"), training.parts, autocast, move)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - begun
+            if seconds > 20.0:
+                break
+        return seconds
+
+    before = max(0, min(left, max(method.starts(), move.starts()) * per_epoch - (steps - left)))
+    total = (timed(0) * before if before else 0.0) + timed(LATE) * (left - before)
     judged = [dataset.validation, *watched_images(dataset, training.monitor).values()]
     sample = max(judged, key=len)
     sample = sample.take(torch.arange(min(training.batch, len(sample)), device=index.device))
     if len(sample):
         begun = time.perf_counter()
         validate(experiment, model, sample, root)
-        _, per_epoch = training.lengths(len(dataset.train), dataset.extra_share)
         validations = max(1, left // (per_epoch * training.validate_every))
         total += (time.perf_counter() - begun) * sum(map(len, judged)) / len(sample) * validations
     return Estimate(total, peak_memory(device))

@@ -64,18 +64,23 @@ def penultimate(model: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def moved(model: nn.Module, offset: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add an offset to the weights, and put their own bits back on leaving (w + v - v is not w in floating point)."""
+    """Add an offset to the weights, and put their own bits back on leaving (w + v - v is not w in floating point).
+
+    What autocast keeps of the weights in low precision, until its outermost context ends, is forgotten both times.
+    """
     weights = dict(model.named_parameters())
     saved = {name: weights[name].detach().clone() for name in offset}
     try:
         with torch.no_grad():
             for name, by in offset.items():
                 weights[name].add_(by)
+        torch.clear_autocast_cache()
         yield
     finally:
         with torch.no_grad():
             for name, bits in saved.items():
                 weights[name].copy_(bits)
+        torch.clear_autocast_cache()
 
 
 @contextmanager

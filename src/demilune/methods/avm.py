@@ -51,6 +51,8 @@ class AVM(Method):
         check_types(self)
         check_mass("mass_clean", self.mass_clean)
         check_mass("mass_vertex", self.mass_vertex)
+        if not 0.0 <= self.gamma <= 1e3:
+            raise DemiluneError(f"gamma = {self.gamma:g}: the perturbation is extrapolated by a factor from 0 to 1000")
         if self.samples < 1:
             raise DemiluneError(f"samples = {self.samples}: it must be 1 or more")
 

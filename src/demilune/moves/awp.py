@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from demilune.core.random import Stream
-from demilune.core.weights import movable, untracked
+from demilune.core.weights import untracked
 from demilune.errors import check_types
-from demilune.moves.base import NOTHING, Offset, WeightMove, check_move
+from demilune.moves.base import NOTHING, Offset, WeightMove, check_move, climbable
 
 TINY = 1e-20
 
@@ -46,7 +46,7 @@ class AWP(WeightMove):
         """Return one normalised step per tensor."""
         if self.gamma == 0.0:
             return NOTHING
-        weights = movable(model)
+        weights = climbable(model)
         with untracked(model), torch.enable_grad():
             gradients = torch.autograd.grad(climbed().mean(), list(weights.values()))
         pairs = zip(weights.items(), gradients, strict=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from demilune.core.notes import Note
 from demilune.core.random import Stream
+from demilune.core.weights import movable
 from demilune.errors import DemiluneError
 
 
@@ -43,6 +44,17 @@ class WeightMove(ABC):
         ``climbed()`` gives the per-row losses [R] to ascend, at the weights as they stand; ``rng`` is addressed by
         epoch and step. Neither weights, gradients nor buffers change.
         """
+
+
+def climbable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that a move climbs in: those of P(w) that are trained; refuses a network without any."""
+    found = {name: weight for name, weight in movable(model).items() if weight.requires_grad}
+    if not found:
+        raise DemiluneError(
+            "a weight move was given a network without a trained weight of two dimensions or more: train some, or "
+            "leave the move out"
+        )
+    return found
 
 
 @final

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from demilune.core.notes import Note, mean
 from demilune.core.random import Stream
-from demilune.core.weights import movable, moved, untracked
+from demilune.core.weights import moved, untracked
 from demilune.errors import DemiluneError, check_types
 from demilune.moves.awp import TINY, norm
-from demilune.moves.base import NOTHING, Offset, WeightMove, check_move
+from demilune.moves.base import NOTHING, Offset, WeightMove, check_move, climbable
 
 
 @final
@@ -65,7 +65,7 @@ class RWP(WeightMove):
         """Return v_K2; no graph outlives its step."""
         if self.gamma == 0.0:
             return NOTHING
-        weights = movable(model)
+        weights = climbable(model)
         names, tensors = list(weights), list(weights.values())
         sizes = [norm(w) for w in tensors]
         total = [torch.zeros_like(w) for w in tensors]
