@@ -51,7 +51,7 @@ ALLOWED = {
     "hub": {"card", "checkpoint", "results", "runs", "errors"},
     "study": {"experiment", "moves", "report", "runs", "options", "errors"},
     "report": {"results", "paired", "diagnosis", "surveys", "runs", "papers", "errors"},
-    "ledger": {"results", "surveys", "runs", "errors"},
+    "ledger": {"diagnosis", "results", "surveys", "runs", "errors"},
     "comparison": {"paired", "diagnosis", "report", "runs", "errors"},
     "pages": {"ledger", "paired", "report", "results", "surveys"},
     "automatic": {"core", "experiment", "kernels", "methods", "models", "runtime", "train"},

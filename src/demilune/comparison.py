@@ -19,7 +19,7 @@ from demilune.diagnosis import AUTOATTACK
 from demilune.errors import DemiluneError, unknown
 from demilune.paired import LEVEL
 from demilune.report import theme, verdicts
-from demilune.report.compare import Pair, alike, compared, corrected, probability, rank
+from demilune.report.compare import Pair, alike, compared, corrected, probability, rank, tested
 from demilune.report.curves import Numbers
 from demilune.report.files import Setting, setting
 from demilune.report.read import Entry, Run, read
@@ -32,7 +32,8 @@ FIELDS = (
     "first", "second", "row", "n", "first_accuracy", "second_accuracy", "difference", "standard_error", "first_only",
     "second_only", "p", "p_corrected", "note", "first_verdict", "second_verdict", "first_file", "second_file",
 )  # fmt: skip
-"""What is written of a pair: accuracies, difference and its error in [0,1]; first_only and second_only are images."""
+"""What is written of a pair: accuracies, difference and its error in [0,1]; first_only and second_only are images.
+p_corrected is empty where ``note`` says that the two were not attacked alike: that tests nothing."""
 
 HEADING = "**Compared: "
 
@@ -72,10 +73,11 @@ class Comparison:
             told = (f"{pair.wins} : {pair.losses}", f"{found.n:,}", probability(pair.p), probability(pair.corrected))
             lines.append((*names, gap, *told))
         heads = ("first, %", "second, %", "difference", "only : only", "n", "p", "p, Holm")
+        count = sum(tested(pair) for pair in self.pairs)
         note = (
             "Accuracy on the images that both attacked; difference: first minus second, in points ± McNemar's paired "
             "standard error; only : only, images right in the first only and in the second only; p: McNemar's exact "
-            f"test, and the same corrected for {len(self.pairs)} pair{'s' * (len(self.pairs) > 1)} (Holm). Neither "
+            f"test, and the same corrected for {count} pair{'s' * (count != 1)} (Holm). Neither "
             "covers the chance of another training seed."
         )
         return Numbers(heads, tuple(lines), note)
@@ -83,15 +85,20 @@ class Comparison:
     def readings(self) -> list[str]:
         """Say in words what the numbers mean, and what must stand beside them."""
         clear = [pair.reading for pair in self.pairs if pair.clear]
-        rest = sum(pair.difference is not None and not pair.clear for pair in self.pairs)
+        rest = sum(tested(pair) and not pair.clear for pair in self.pairs)
+        apart = [pair for pair in self.pairs if pair.difference is not None and pair.note]
+        fair = " attacked alike" if apart else ""
         said = [f"More than chance at {100 * LEVEL:g} %: {'; '.join(clear)}."] if clear else []
         if rest:
             where = (
-                f" in {'the other' if clear else 'any of'} {rest} pairs"
+                f" in {'the other' if clear else 'any of'} {rest} pairs{fair}"
                 if rest > 1
-                else " in the other pair" * bool(clear)
+                else f" in the {'other ' if clear else ''}pair{fair}" * bool(clear or fair)
             )
             said.append(f"No difference at {100 * LEVEL:g} %{where}: n is too small to tell, or there is none.")
+        if apart:
+            named = "; ".join(f"{pair.first.label} and {pair.second.label}" for pair in apart)
+            said.append(f"Not attacked alike, so that none is called better: {named}.")
         return [*said, *self.notes]
 
     def to_json(self) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def _plain(pair: Pair) -> dict[str, Any]:
         "first_only": pair.wins,
         "second_only": pair.losses,
         "p": pair.p,
-        "p_corrected": pair.corrected,
+        "p_corrected": pair.corrected if tested(pair) else None,
         **told,
     }
 

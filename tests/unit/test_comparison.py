@@ -21,8 +21,9 @@ from demilune.__main__ import main
 from demilune.comparison import FIELDS, compare
 from demilune.errors import DemiluneError
 from demilune.paired import discordant, holm, mcnemar, paired
-from demilune.report import build
-from demilune.report.compare import pairs, probability
+from demilune.report import build, figures, theme
+from demilune.report import html as html_page
+from demilune.report.compare import corrected, pairs, probability
 from demilune.report.read import read
 from report_runs import RAT, SAT, doctored, evaluation, write_evaluation
 
@@ -123,6 +124,8 @@ def test_the_row_is_the_strongest_that_all_ran(three: list[Path], tmp_path: Path
     assert found.row == "autoattack", "worst cases of other attacks are not alike"
     assert found.notes == ("Verdicts: believable: x, z.",)
     assert compare([whole[0], other], "worst").notes[1:] == ("other attacks: x lacks odi",)
+    said = compare([whole[0], other], "worst").readings()
+    assert said[0] == "Not attacked alike, so that none is called better: x and z." and len(said) == 3
     some = doctored("some", "sat", {"odi": ("attack", 0.5, 50)})
     assert compare([other, write_evaluation(tmp_path / "some.json", some, 3)]).row == "autoattack", "odi on 50 is less"
     few = evaluation("few", "sat", {"clean": 0.9, "fgsm": 0.6, "pgd10": 0.5, "worst": 0.5})
@@ -144,6 +147,76 @@ def test_a_run_is_represented_by_the_evaluation_that_others_have_too(three: list
     assert {pair.first.path.name, pair.second.path.name} == {"best_doctor.json"}
     (pair,) = compare(three[1:], "autoattack").pairs
     assert pair.difference is not None and pair.difference.n == 100
+
+
+def test_whoever_was_attacked_with_less_beats_nobody(three: list[Path], tmp_path: Path) -> None:
+    easy = evaluation("easy", "sat", {"clean": 0.9, "fgsm": 0.8, "pgd10": 0.8, "worst": 0.8})
+    weak = write_evaluation(tmp_path / "easy.json", easy, 5)
+    found = compare([*three, weak], "worst")
+    assert len(found.pairs) == 6 and [pair.first.label for pair in found.pairs[:3]] == ["easy"] * 3
+    for pair in found.pairs[:3]:
+        assert pair.p < 1e-4 and math.isnan(pair.corrected) and not pair.clear and pair.better == ""
+        assert pair.reading == "not attacked alike" and "easy lacks cw10, multi9x30" in pair.note
+    fair = compare(three).pairs
+    assert [pair.corrected for pair in found.pairs[3:]] == [pair.corrected for pair in fair], "corrected for three"
+    said = found.readings()
+    assert said[:3] == [
+        "More than chance at 5 %: rat beats standard; sat beats standard.",
+        "No difference at 5 % in the other pair attacked alike: n is too small to tell, or there is none.",
+        "Not attacked alike, so that none is called better: easy and rat; easy and sat; easy and standard.",
+    ]
+    assert "corrected for 3 pairs" in found.numbers().note and found.numbers().lines[0][-1] == theme.NONE
+    assert found.to_json()["pairs"][0]["p_corrected"] is None and "nan" not in found.to_csv().lower()
+    assert "NaN" not in json.dumps(found.to_json())
+    entries = [entry for run in read([*three, weak]) for entry in run.entries]
+    shown = pairs(entries)
+    assert [pair.corrected for pair in shown if not pair.note] == [pair.corrected for pair in fair]
+    drawing = figures.differences(shown, "differences")
+    assert drawing is not None and "easy" not in drawing.alt and "rat minus sat" in drawing.alt
+    assert drawing.caption.endswith("Left out, as not attacked alike: 3 pairs.")
+    assert figures.differences(shown[:1], "differences") is None
+    point = figures.tradeoff(entries, [], "tradeoff")
+    assert "Not attacked like the others, and so not to be compared in height: easy." in point.caption
+    assert [name for name, _ in point.values[0].lines] == ["standard", "sat", "rat", "easy (other attacks)"]
+    text = html_page.summary(entries)
+    assert not any("Best in the worst case" in line for line in text) and "Best on clean images: standard" in text[0]
+    assert text[1] == "In the worst case, not all were attacked alike: none is called best."
+    assert text[2].startswith(
+        "In the worst case, easy and rat were not attacked alike, and neither is called better (+"
+    )
+    page = build([*three, weak], tmp_path / "report").read_text(encoding="utf-8")
+    assert page.count('<td class="text">not attacked alike</td>') == 3 and 'data-value="nan"' not in page
+
+
+def test_a_network_attacked_more_beside_is_summed_up_by_what_all_underwent(three: list[Path]) -> None:
+    more = doctored("rat", "rat", {"odi": ("attack", 0.1, 200)})
+    write_evaluation(three[2] / "evaluations" / "best_doctor.json", more, 3)
+    said = html_page.summary([entry for run in read(three) for entry in run.entries])
+    assert said[1] == (
+        "Best in the worst case: rat (best), right on 55.0 ± 3.5 % of 200 images (of the 3 evaluations by the same "
+        "attacks on so many images)."
+    )
+
+
+def test_the_figure_of_differences_is_filled_where_the_table_calls_one_better(tmp_path: Path) -> None:
+    """Two networks more than two standard errors apart, but not when p is corrected for three pairs."""
+    files = []
+    for name, right in (("a", range(100)), ("b", range(6, 100)), ("c", range(100, 200))):
+        rate = len(right) / 200
+        value = evaluation(name, "sat", {"clean": 1.0, "pgd10": rate, "worst": rate})
+        files.append(write_evaluation(tmp_path / f"{name}.json", value, 0))
+        beside = files[-1].with_name(f"{name}.images.npz")
+        known = np.isin(np.arange(200), list(right))
+        np.savez(beside, **(arrays(beside) | {"right.pgd10": known, "right.worst": known}))
+    made = pairs([entry for run in read(files) for entry in run.entries])
+    (close,) = [one for one in made if {one.first.label, one.second.label} == {"a", "b"}]
+    assert close.difference is not None and close.difference.clear and not close.clear
+    (alone,) = corrected([close])
+    assert alone.clear
+    hollow, full = figures.differences([close], "d"), figures.differences([alone], "d")
+    assert hollow is not None and full is not None
+    assert hollow.svg.count(f"fill: {theme.INK}") < full.svg.count(f"fill: {theme.INK}")
+    assert hollow.alt == full.alt and "below 5 %" in full.caption
 
 
 def test_attacks_of_one_name_set_otherwise_are_said(tmp_path: Path) -> None:

@@ -22,9 +22,14 @@ import pytest
 from demilune import papers
 from demilune.diagnosis import diagnose
 from demilune.errors import DemiluneError
+from demilune.experiment import plain
+from demilune.options import flat
 from demilune.paired import Difference, paired
-from demilune.report import MARKER, build, compare, robustbench, tables, verdicts
+from demilune.presets import PRESETS
+from demilune.report import MARKER, build, compare, reference, robustbench, tables, verdicts
+from demilune.report.files import kind_of, measured
 from demilune.report.gallery import png
+from demilune.report.panels import panels
 from demilune.report.read import Entry, read
 from demilune.results import Finding, Verdict
 from report_runs import (
@@ -198,12 +203,56 @@ def test_an_old_evaluation_gets_the_verdict_that_it_would_get_now(three: list[Pa
     assert read([bare])[0].entries[0].verdict.kind == "overestimated"
 
 
-def test_a_verdict_that_was_written_is_not_judged_anew(tmp_path: Path) -> None:
+def test_a_verdict_of_former_rules_is_made_anew_where_the_images_are_known(tmp_path: Path) -> None:
     finding = Finding("G3", "an unbounded attack breaks everything", "fail", "accuracy 50 %", 0.5, 0.01, 0.03, "pgd10")
     written = Verdict("masked", "masked, shown by Unbounded", "PGD-10", "PGD-10", 0.02, 0.01)
     value = evaluation("a", "sat", SAT, verdict=asdict(written), findings=[asdict(finding)])
     entry = entry_of(value, tmp_path)
-    assert entry.verdict == written and entry.evaluation.findings == (finding,)
+    found = entry.evaluation
+    assert (found.findings, entry.verdict) == diagnose(found.rows, entry.images, found.checks, found.eps)
+    assert entry.verdict.kind == "not examined"
+    images = entry.path.with_name("one.images.npz")
+    with np.load(images) as opened:
+        some = {name: opened[name] for name in opened.files if name != "right.pgd10"}
+    np.savez(images, **some)
+    for _ in range(2):  # with some of the images, and with none
+        (entry,) = read([entry.path])[0].entries
+        assert entry.verdict == written and entry.evaluation.findings == (finding,)
+        images.unlink(missing_ok=True)
+
+
+def test_pgd_alone_is_a_gap_only_among_the_curves(tmp_path: Path) -> None:
+    found = entry_of(evaluation("a", "sat", {"clean": 0.9, "pgd10": 0.5, "worst": 0.5}), tmp_path).evaluation
+    assert kind_of(found, tmp_path / "curves" / "best_gaps.json") == kind_of(found) == "gaps"
+    assert kind_of(found, tmp_path / "evaluations" / "best.json") == ""
+    file = write_evaluation(tmp_path / "evaluations" / "best.json", found.to_json(), 0)
+    with pytest.raises(DemiluneError, match="no figure is made"):
+        measured(file)
+
+
+def test_a_note_names_the_runs_it_is_of_unless_it_is_all(tmp_path: Path) -> None:
+    values = [evaluation(name, "sat", SAT) for name in "ab"]
+    values[1]["rows"][2]["note"] = "half of it"
+    entries = [
+        entry
+        for i, value in enumerate(values)
+        for entry in read([write_evaluation(tmp_path / f"{i}.json", value, i)])[0].entries
+    ]
+    assert tables.remarks(entries) == ["b: PGD-10: half of it"]
+    assert tables.remarks(entries[1:]) == ["PGD-10: half of it"]
+
+
+def test_the_worst_case_of_a_random_model_wins_no_star(three: list[Path]) -> None:
+    file = three[2] / "evaluations" / "best.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"randomised": True}))
+    sat, rat = (run.entries[0] for run in read(three[1:]))
+    assert compare.unlike(rat, sat, "worst") == "one answers at random: its worst case is that of one attack"
+    assert compare.unlike(rat, sat, "pgd10") == compare.unlike(rat, rat, "worst") == ""
+    marks = marks_of(three)
+    assert {mark for (_, name), mark in marks.items() if name == "worst"} == {""}
+    assert marks["rat", "pgd10"] == "best"
+    (pair,) = compare.pairs([rat, sat])
+    assert pair.note and not pair.clear and pair.reading == "not attacked alike"
 
 
 def test_no_robust_accuracy_without_its_verdict(three: list[Path], tmp_path: Path) -> None:
@@ -384,6 +433,48 @@ def test_the_papers_own_setting_has_no_differences(tmp_path: Path) -> None:
     found = tables.beside(run.entries, [run])
     assert found is not None
     assert found.differences == ((("rat on cifar",), ()),)
+
+
+def test_every_field_that_is_not_the_papers_is_listed(tmp_path: Path) -> None:
+    folder = paper_run(tmp_path / "run")
+    file = folder / "experiment.json"
+    value = json.loads(file.read_text())
+    value["method"] |= {"mass_high": 0.9, "samples": 4}
+    value["method"]["attack"] |= {"step_ratio": 0.5, "steps": 7}
+    value["ball"]["eps"] = 4 / 255
+    value |= {"move": {"name": "awp", "gamma": 0.01}, "average": {"name": "ema"}}
+    value["training"] |= {"weight_decay": 5e-4, "momentum": 0.95}
+    file.write_text(json.dumps(value))
+    (entry,) = (run := read([folder])[0]).entries
+    found = tables.beside([entry], [run])
+    assert found is not None
+    lines = found.differences[0][1]
+    for line in (
+        "ball.eps: the paper's preset has 8/255; ours 4/255",
+        "move.name: the paper's preset has none; ours awp",
+        "average.name: the paper's preset has none; ours ema",
+        "training.momentum: the paper's preset has 0.9; ours 0.95",
+        "training.weight_decay: the paper's preset has 0.0002; ours 0.0005",
+        "method.attack.steps: the paper's preset has 10; ours 7",
+        "method.samples: the paper's preset has 2; ours 4",
+        "method.mass_high: the paper's preset has 1; ours 0.9",
+    ):
+        assert line in lines
+    assert not any("step_size" in line for line in lines), "half of 4/255 is the paper's 2/255"
+    value["method"] = {"name": "lrat"}
+    assert reference.fields(value, "cifar10")[0] == "method: the paper has no lrat"
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "imagenette"])
+@pytest.mark.parametrize("method", ["standard", "sat", "trades", "mart", "avm", "adt", "rat"])
+def test_the_papers_presets_have_the_fields_that_are_compared(data: str, method: str) -> None:
+    experiment = plain(PRESETS[f"{data}-{method}"].experiment)
+    fields = flat(experiment)
+    known = reference.preset(data, method)
+    assert {name: fields[name] for name in known} == known and reference.fields(experiment, data) == []
+    assert {name for name in fields if name.startswith("method.")} - set(known) <= {
+        "method.name", "method.attack.step_ratio",
+    }  # fmt: skip
 
 
 def test_unofficial_data_are_named_beside_the_table(tmp_path: Path) -> None:
@@ -570,6 +661,26 @@ def test_curves_of_other_settings_or_files_share_no_line(three: list[Path], tmp_
     assert "digits (test), L∞ ball, ε = 51/255" in text and "data: not the official files" in text
     source = (out / "figures" / "iterations-2.svg").read_text()
     assert "rat (best_iterations)" in source and "rat (last_iterations)" in source
+
+
+def test_curves_say_in_what_they_differ_and_which_have_no_verdict(three: list[Path], tmp_path: Path) -> None:
+    one = curve_files()["best_iterations"]
+    more = evaluation("sat", "sat", {row["name"]: row["right"] / 200 for row in one["rows"]}, n=1000, seed=3)
+    write_curves(three[1], {"last_iterations": more | {"checkpoint": "last (step 9)"}})
+    write_curves(three[2], {"best_iterations": one, "other_iterations": one})
+    (panel,) = panels(read(three))
+    (plate,) = panel.plates
+    assert plate.drawing is not None and "sat (last, n 1,000, seed 3) " in plate.drawing.alt
+    assert "rat (best_iterations) " in plate.drawing.alt and "rat (other_iterations) " in plate.drawing.alt
+    assert plate.notes[-1] == "Not evaluated, and so without a verdict: sat (last, n 1,000, seed 3)."
+    assert plate.notes[-2] == "Verdicts: overestimated by ≥ 15 points: rat."
+    (three[2] / "curves" / "other_iterations.json").unlink()
+    (plate,) = panels(read(three))[0].plates
+    assert plate.drawing is not None and "rat (best, n 200, seed 0) " in plate.drawing.alt
+    assert plate.notes[0] == "n, the number of images, stands in the name of each."
+    write_curves(three[0], {"best_iterations": one})
+    (plate,) = panels(read([three[0], three[2]]))[0].plates
+    assert plate.drawing is not None and "standard 90.0 at" in plate.drawing.alt, "nothing to tell apart"
 
 
 def broken_curves() -> list[tuple[str, str]]:

@@ -117,6 +117,13 @@ def test_runs_are_told_apart_without_colour() -> None:
     assert len(keys) == 28 and all("NaN" not in one and 'd=""' not in one for one in keys)
 
 
+def test_what_tells_a_label_apart_is_not_cut_off() -> None:
+    found = [theme.shorten(f"a long name of a run ({which})", 20) for which in ("best", "last")]
+    assert found == ["a long name … (best)", "a long name … (last)"] and {len(one) for one in found} == {20}
+    assert theme.shorten("short (best)", 20) == "short (best)"
+    assert theme.shorten("a (name that is all in brackets)", 20) == "a (name that is all…"
+
+
 # --- labels and evaluations that say nothing new ---------------------------------------------------------------------
 
 
@@ -237,6 +244,24 @@ def test_an_attack_that_not_all_seeds_have_says_how_many(tmp_path: Path) -> None
     numbers = seeds.numbers(seeds.groups(read(runs)))
     assert numbers is not None
     assert numbers.lines[0][numbers.head.index("CW-10")] == "54.0 ± 0.0 (2)"
+
+
+def test_a_worst_case_over_seeds_is_of_the_same_attacks(tmp_path: Path) -> None:
+    fewer = {row: rate for row, rate in SAT.items() if row not in ("cw10", "multi9x30")} | {"worst": 0.9}
+    runs = [seeded(tmp_path / str(seed), seed, SAT if seed else fewer) for seed in range(3)]
+    runs.append(seeded(tmp_path / "3", 3, SAT | {"worst": 0.1}, n=1000))
+    runs.append(seeded(tmp_path / "4", 4, SAT | {"worst": 0.2}, randomised=True))
+    (group,) = seeds.groups(read(runs))
+    assert group.rates("worst") == [0.53, 0.53] and group.left("worst") == [0, 3, 4]
+    assert group.rates("pgd10") == [0.55] * 4 and group.left("pgd10") == [3], "on the images that most had"
+    assert group.rates("cw10") == [0.54] * 3 and group.left("cw10") == [3], "seed 0 has none to leave out"
+    numbers = seeds.numbers([group])
+    assert numbers is not None and numbers.lines[0][-1] == "53.0 ± 0.0 (2)"
+    assert "than most: sat, Clean: seed 3; " in numbers.note and "sat, Worst case: seeds 0, 3, 4." in numbers.note
+    # an evaluation like the others', beside a fuller one, is the one that counts
+    written(runs[0] / "evaluations" / "best_more.json", evaluation("sat", "sat", SAT | {"worst": 0.5}), 5)
+    (group,) = seeds.groups(read(runs))
+    assert group.rates("worst") == [0.5, 0.53, 0.53] and group.left("worst") == [3, 4]
 
 
 def test_both_checkpoints_are_two_groups(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class Pair:
     ``difference`` is None where no image is known to be common. Of the common images ``both`` are right in both,
     ``wins`` in the first only, ``losses`` in the second only; ``p`` is the exact McNemar test's of these, ``corrected``
     the same after Holm over the pairs it was made with (NaN where unknown). ``note`` says where the row is not of the
-    same attacks in both.
+    same attacks in both: then a difference is one of the attacks too, and no network is better by it.
     """
 
     first: Entry
@@ -48,13 +48,16 @@ class Pair:
 
     @property
     def clear(self) -> bool:
-        """Whether it is more than chance: the corrected p is below :data:`demilune.paired.LEVEL`."""
-        return self.corrected < LEVEL
+        """Whether it is more than chance: the corrected p is below :data:`demilune.paired.LEVEL`.
+
+        Never where the attacks differ, whatever p says: whoever was attacked with less is flattered by that.
+        """
+        return not self.note and self.corrected < LEVEL
 
     @property
     def better(self) -> str:
-        """Which is better, "first" or "second"; "neither" where nothing tells, empty where nothing is known."""
-        if self.difference is None:
+        """Which is better, "first" or "second"; "neither" where nothing tells, empty where it cannot be asked."""
+        if self.difference is None or self.note:
             return ""
         return "neither" if not self.clear else "first" if self.difference.value > 0 else "second"
 
@@ -64,7 +67,9 @@ class Pair:
         names = {"first": (self.first, self.second), "second": (self.second, self.first)}.get(self.better)
         if names is not None:
             return f"{names[0].label} beats {names[1].label}"
-        return f"no difference at {100 * LEVEL:g} %" if self.better else "no per-image results of the same images"
+        if self.difference is None:
+            return "no per-image results of the same images"
+        return "not attacked alike" if self.note else f"no difference at {100 * LEVEL:g} %"
 
 
 def probability(p: float) -> str:
@@ -119,9 +124,17 @@ def compared(first: Entry, second: Entry, row: str) -> Pair:
 
 
 def corrected(made: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs with their p corrected for the number of those that have one (Holm)."""
-    found = iter(holm([pair.p for pair in made if pair.difference is not None]))
-    return [pair if pair.difference is None else replace(pair, corrected=next(found)) for pair in made]
+    """Return the pairs with their p corrected for the number of those that were tested (Holm).
+
+    That is those with common images and the same attacks: a pair that was not attacked alike tests nothing.
+    """
+    found = iter(holm([pair.p for pair in made if tested(pair)]))
+    return [replace(pair, corrected=next(found)) if tested(pair) else pair for pair in made]
+
+
+def tested(pair: Pair) -> bool:
+    """Say whether a pair's difference tests which network is better: on common images, by the same attacks."""
+    return pair.difference is not None and not pair.note
 
 
 def attacks(found: Evaluation, row: str) -> dict[str, str]:
@@ -137,7 +150,11 @@ def attacks(found: Evaluation, row: str) -> dict[str, str]:
 
 
 def unlike(first: Entry, second: Entry, row: str) -> str:
-    """Say in what the attacks behind a row differ, or nothing: whoever was attacked with less is flattered by that."""
+    """Say in what the attacks behind a row differ, or nothing: whoever was attacked with less is flattered by that.
+
+    The worst case of a model that answers at random is that of its strongest attack alone, of any other what survives
+    all of them: the first is higher for that alone.
+    """
     a, b = attacks(first.evaluation, row), attacks(second.evaluation, row)
     said = []
     for entry, own, others in ((first, a, b), (second, b, a)):
@@ -145,7 +162,28 @@ def unlike(first: Entry, second: Entry, row: str) -> str:
             said.append(f"{entry.label} lacks {', '.join(lacking)}")
     if other := [name for name in a if name in b and a[name] != b[name]]:
         said.append(f"{', '.join(other)} not set alike")
-    return "other attacks: " + "; ".join(said) if said else ""
+    notes = ["other attacks: " + "; ".join(said)] if said else []
+    if row == "worst" and first.evaluation.randomised != second.evaluation.randomised:
+        notes.append("one answers at random: its worst case is that of one attack")
+    return "; ".join(notes)
+
+
+def aside(entries: Sequence[Entry], row: str) -> list[Entry]:
+    """Return the entries whose row is not of the attacks that most networks had (of equals, the most attacks)."""
+    groups: list[list[Entry]] = []
+    for entry in entries:
+        of = next((group for group in groups if not unlike(group[0], entry, row)), None)
+        if of is None:
+            groups.append([entry])
+        else:
+            of.append(entry)
+
+    def size(group: Sequence[Entry]) -> tuple[int, int]:
+        networks = {(entry.run, entry.evaluation.checkpoint) for entry in group}
+        return len(networks), len(attacks(group[0].evaluation, row))
+
+    most = max(groups, key=size, default=[])
+    return [entry for entry in entries if entry not in most]
 
 
 def rank(entry: Entry) -> tuple[bool, int, int]:
@@ -157,7 +195,7 @@ def rank(entry: Entry) -> tuple[bool, int, int]:
 def alike(first: Entry, second: Entry) -> bool:
     """Say whether the worst cases of two evaluations are known, and of the same attacks."""
     known = all(_by_id(one, "worst") is not None for one in (first, second))
-    return known and attacks(first.evaluation, "worst") == attacks(second.evaluation, "worst")
+    return known and not unlike(first, second, "worst")
 
 
 def pairs(entries: Sequence[Entry]) -> list[Pair]:

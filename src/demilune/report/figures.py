@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from demilune.paired import Difference
+from demilune.paired import LEVEL
 from demilune.report import theme, verdicts
+from demilune.report.compare import Pair, aside, tested
 from demilune.report.read import Entry, Run, number
 from demilune.report.tables import Published, columns
 from demilune.report.values import Mark, Values, along, values
@@ -264,6 +265,7 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
 
     methods = {entry.evaluation.method for entry in entries}
     theirs = [one for one in beside if one.method in methods]
+    unfair = aside([entry for entry, _, _ in scored], "worst")
 
     def marked(axes: Axes, name: str, place: tuple[float, float], said: tuple[str, str]) -> list[Mark]:
         heads = ("clean", "worst case")
@@ -287,7 +289,8 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
                 markersize=6, elinewidth=1.2,
             )  # fmt: skip
             at = (100 * clean.accuracy, 100 * worst.accuracy)
-            marks += marked(axes, entry.label, at, (worded(clean), worded(worst)))
+            called = f"{entry.label} (other attacks)" if entry in unfair else entry.label
+            marks += marked(axes, called, at, (worded(clean), worded(worst)))
         axes.set_xlabel("clean accuracy, %")
         axes.set_ylabel("worst-case accuracy, % (upper bound)")
         axes.margins(0.12)
@@ -300,13 +303,15 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
         if theirs
         else ""
     )
+    named = ", ".join(entry.label for entry in unfair)
+    apart = f" Not attacked like the others, and so not to be compared in height: {named}." if unfair else ""
     told = "; ".join(
         f"{entry.label} {theme.percent(clean.accuracy)} clean, {theme.percent(worst.accuracy)} worst case"
         for entry, clean, worst in scored
     )
     return drawn(
         name,
-        f"Worst-case against clean accuracy: up and to the right is better.{hollow} "
+        f"Worst-case against clean accuracy: up and to the right is better.{apart}{hollow} "
         + verdicts.told([entry for entry, _, _ in scored]),
         f"In percent: {told}.",
         (theme.WIDTH, _height(3.3, len(scored))),
@@ -315,26 +320,32 @@ def tradeoff(entries: Sequence[Entry], beside: Sequence[Published], name: str) -
     )
 
 
-def differences(pairs: Sequence[tuple[str, str, Difference]], name: str) -> Drawing | None:
-    """Draw paired differences of worst-case accuracy, first minus second, with two standard errors; None for none."""
-    shown = pairs[:MOST]
+def differences(pairs: Sequence[Pair], name: str) -> Drawing | None:
+    """Draw paired differences of worst-case accuracy, first minus second, with two standard errors; None for none.
+
+    Pairs that were not attacked alike are left out: their differences are of the attacks too.
+    """
+    fair = [(one, one.first.label, one.second.label, one.difference) for one in pairs if tested(one)]
+    shown = [(one, first, second, found) for one, first, second, found in fair[:MOST] if found is not None]
+    unfair = sum(one.difference is not None for one in pairs) - len(fair)
     if not shown:
         return None
 
     def draw(figure: Figure) -> list[Mark]:
         axes, marks = figure.add_subplot(), list[Mark]()
         axes.axvline(0.0, color=theme.INK, linewidth=0.9)
-        for i, (first, second, found) in enumerate(shown):
-            clear = found.clear
+        for i, (pair, first, second, found) in enumerate(shown):
             axes.errorbar(
-                [100 * found.value], [i], xerr=[200 * found.error], color=theme.INK if clear else theme.MUTED,
-                marker="o", markerfacecolor=theme.INK if clear else theme.PAPER, markersize=5, elinewidth=1.4,
+                [100 * found.value], [i], xerr=[200 * found.error], color=theme.INK if pair.clear else theme.MUTED,
+                marker="o", markerfacecolor=theme.INK if pair.clear else theme.PAPER, markersize=5, elinewidth=1.4,
             )  # fmt: skip
             said = f"{theme.signed(found.value)} ± {theme.percent(found.error)}"
             marks.append(
                 Mark("points", f"{first} {theme.MINUS} {second}", "difference", said, axes, 100 * found.value, i)
             )
-        labels = [f"{theme.shorten(first, 16)} {theme.MINUS} {theme.shorten(second, 16)}" for first, second, _ in shown]
+        labels = [
+            f"{theme.shorten(first, 16)} {theme.MINUS} {theme.shorten(second, 16)}" for _, first, second, _ in shown
+        ]
         axes.set_yticks(range(len(shown)), labels, color=theme.INK)
         axes.set_ylim(len(shown) - 0.45, -0.55)
         axes.grid(visible=False, axis="y")
@@ -343,13 +354,14 @@ def differences(pairs: Sequence[tuple[str, str, Difference]], name: str) -> Draw
 
     told = "; ".join(
         f"{first} minus {second} {theme.signed(found.value)} ± {theme.percent(found.error)}"
-        for first, second, found in shown
+        for _, first, second, found in shown
     )
-    more = f" The first {MOST} of {len(pairs)} pairs." if len(pairs) > MOST else ""
+    more = f" The first {MOST} of {len(fair)} pairs." if len(fair) > MOST else ""
+    more += f" Left out, as not attacked alike: {unfair} pair{'s' * (unfair > 1)}." if unfair else ""
     return drawn(
         name,
         "Worst-case accuracy on the same images, first minus second, with two standard errors to either side. Full: "
-        f"beyond these; hollow: within.{more}",
+        f"more than chance (McNemar's p, corrected for all pairs, below {100 * LEVEL:g} %); hollow: not.{more}",
         f"In points: {told}.",
         (theme.WIDTH, 0.7 + 0.24 * len(shown)),
         draw,

@@ -16,7 +16,7 @@ from demilune.diagnosis import diagnose
 from demilune.errors import DemiluneError
 from demilune.results import Evaluation
 from demilune.runs import read_json
-from demilune.surveys import Survey, survey
+from demilune.surveys import Direction, Survey, survey
 
 Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = Mapping[str, Array]
@@ -31,7 +31,8 @@ CURVES = {"iterations": "iterations", "budget": "budgets", "corruption": "corrup
 class Measured:
     """A file of a run's curves: an evaluation that figures are made of, or surveys of the loss (``evaluation`` None).
 
-    ``kind`` is iterations, budgets, corruptions, gaps (one side of one) or surveys.
+    ``kind`` is iterations, budgets, corruptions, gaps (one side of one) or surveys. ``n`` images were looked at, with
+    the random draws of ``seed``.
     """
 
     kind: str
@@ -42,6 +43,8 @@ class Measured:
     command: str
     evaluation: Evaluation | None
     surveys: tuple[Survey, ...]
+    n: int
+    seed: int
 
 
 def setting(found: Evaluation) -> Setting:
@@ -64,8 +67,12 @@ def evaluation(path: Path, value: Mapping[str, Any]) -> Evaluation:
 
 
 def judged(path: Path, found: Evaluation, images: Arrays | None) -> Evaluation:
-    """Return the evaluation with its verdict, made now where it was written before there were any."""
-    if found.verdict is not None:
+    """Return the evaluation with findings and verdict by the present rules, which may not be those it was written by.
+
+    A verdict that was written stays where per-image results are missing: it was made of more than is there.
+    """
+    whole = images is not None and all(f"right.{row.name}" in images for row in found.rows)
+    if found.verdict is not None and not whole:
         return found
     try:
         findings, verdict = diagnose(found.rows, images, found.checks, found.eps)
@@ -137,14 +144,23 @@ def measured(path: Path) -> Measured | None:
     if "rows" not in value:
         raise DemiluneError(f"{path} is neither an evaluation nor a survey: take it out of that folder")
     found = evaluation(path, value)
-    kind = kind_of(found)
+    kind = kind_of(found, path)
     if not kind:
         raise DemiluneError(f"{path} is an evaluation of which no figure is made: move it to the folder evaluations")
-    return Measured(kind, path, setting(found), found.data_official, found.checkpoint, found.command, found, ())
+    return Measured(
+        kind, path, setting(found), found.data_official, found.checkpoint, found.command, found, (), found.rows[0].n,
+        found.seed,
+    )  # fmt: skip
 
 
-def kind_of(found: Evaluation) -> str:
-    """Return the kind of figure that an evaluation's rows were measured for, empty where for none."""
+def kind_of(found: Evaluation, path: Path | None = None) -> str:
+    """Return the kind of figure that an evaluation's rows were measured for, empty where for none.
+
+    What lies in the folder ``evaluations`` is none, whatever its rows are: PGD-10 alone is an evaluation there, and one
+    side of a gap only in ``curves``.
+    """
+    if path is not None and path.parent.name == "evaluations":
+        return ""
     kinds = [kind for row in found.rows if (kind := CURVES.get(row.name.split(".")[0]))]
     if kinds:
         return kinds[0]
@@ -163,9 +179,11 @@ def _surveyed(path: Path, value: Mapping[str, Any]) -> Measured:
     except DemiluneError as error:
         raise DemiluneError(f"{path}: {error}") from None
     where = (str(data), str(split), found[0].norm, found[0].eps, tuple(sorted(dict(sums or {}).items())))
+    n, seed = max(one.images if isinstance(one, Direction) else one.n for one in found), value.get("seed", 0)
     return Measured(
-        "surveys", path, where, value.get("data_official") is True, str(checkpoint), str(command), None, found
-    )
+        "surveys", path, where, value.get("data_official") is True, str(checkpoint), str(command), None, found, n,
+        seed if isinstance(seed, int) else 0,
+    )  # fmt: skip
 
 
 __all__ = [

@@ -31,7 +31,7 @@ class Section:
     """Everything the page says about the evaluations of one setting (data, split, ball).
 
     ``tradeoff`` is None where clean or worst-case accuracy is missing, ``differences`` where no two evaluations have
-    results of the same images.
+    results of the same images under the same attacks.
     """
 
     title: str
@@ -65,8 +65,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
             drawing = figures.tradeoff(entries, tables.published(entries), f"tradeoff{suffix}")
             tradeoff = Plate(drawing, None, (), measured)
         pairs = compare.pairs(entries)
-        known = [(one.first.label, one.second.label, one.difference) for one in pairs if one.difference is not None]
-        apart = figures.differences(known, f"differences{suffix}")
+        apart = figures.differences(pairs, f"differences{suffix}")
         title = _title(entries[0])
         same = [_title(others[0]) for others in groups].count(title) > 1
         made.append(
@@ -103,7 +102,11 @@ def repeated(runs: Sequence[Run]) -> Plate | None:
     """Return what the seeds of the same experiment say together; None where each has but one."""
     made = seeds.groups(runs)
     commands = dict.fromkeys(
-        command for group in made for entry in group.entries if (command := entry.evaluation.command)
+        command
+        for group in made
+        for found in group.evaluations
+        for entry in found
+        if (command := entry.evaluation.command)
     )
     drawing = seeds.drawing(made)
     return None if drawing is None else Plate(drawing, seeds.numbers(made), (), tuple(commands))
@@ -120,12 +123,19 @@ def summary(entries: Sequence[Entry]) -> list[str]:
         others = sum(row.n != n for _, row in scored)
         scored = [(entry, row) for entry, row in scored if row.n == n]
         of = f" (of the {len(scored)} evaluations on so many images)" if others else ""
+        unfair = compare.aside([entry for entry, _ in scored], name)
+        fair = [(entry, row) for entry, row in scored if entry not in unfair]
+        runs, alike = ({entry.run for entry, _ in some} for some in (scored, fair))
+        if unfair and runs == alike:  # what is attacked otherwise is so besides
+            scored, unfair, of = fair, [], f" (of the {len(fair)} evaluations by the same attacks on so many images)"
         top = max(row.accuracy for _, row in scored)
         leaders = [(entry, row) for entry, row in scored if row.accuracy == top]
         row = leaders[0][1]
         figure = f"{theme.percent(row.accuracy)} ± {theme.percent(row.error)} % of {row.n:,} images"
         if len(scored) == 1:
             said.append(f"{words[0].upper()}{words[1:]}, {leaders[0][0].label} is right on {figure}.")
+        elif unfair:
+            said.append(f"{words[0].upper()}{words[1:]}, not all were attacked alike{of}: none is called best.")
         elif len(leaders) == len(scored):
             said.append(f"{words[0].upper()}{words[1:]}, all are equal: {figure}{of}.")
         else:
@@ -156,9 +166,10 @@ def comparison(pair: Pair) -> str:
     found, first, second = pair.difference, pair.first.label, pair.second.label
     if found is None:
         return f"{first} and {second} cannot be compared: no per-image results of the same images"
-    p = f"p {'' if pair.corrected < 1e-4 else '= '}{compare.probability(pair.corrected)}"
-    figure = f"{theme.signed(found.value)} ± {theme.percent(found.error)} points, paired on {found.n:,} images, {p}"
-    figure += f"; {pair.note}" if pair.note else ""
+    figure = f"{theme.signed(found.value)} ± {theme.percent(found.error)} points, paired on {found.n:,} images"
+    if pair.note:
+        return f"{first} and {second} were not attacked alike, and neither is called better ({figure}; {pair.note})"
+    figure += f", p {'' if pair.corrected < 1e-4 else '= '}{compare.probability(pair.corrected)}"
     if not pair.clear:
         return f"there is no difference at {100 * LEVEL:g} % between {first} and {second} ({figure})"
     return f"{first} beats {second} ({figure})"

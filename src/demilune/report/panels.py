@@ -75,12 +75,24 @@ def _together(file: Measured) -> Setting:
 
 
 def _labelled(members: Sequence[tuple[Run, Measured]]) -> list[Shown]:
-    """Return files under their runs' names, with the file's where a run has several."""
-    runs = [id(run) for run, _ in members]
-    return [
-        Shown(f"{run.label} ({file.path.stem})" if runs.count(id(run)) > 1 else run.label, run, file)
-        for run, file in members
-    ]
+    """Return files under their runs' names, with checkpoint, number of images and seed where these differ.
+
+    Where a run has several that differ in none of these, they are called after the files.
+    """
+    said = [(_checkpoint(file), f"n {file.n:,}", f"seed {file.seed}") for _, file in members]
+    apart = [len(set(part)) > 1 for part in zip(*said, strict=True)]
+    words = [tuple(word for word, differs in zip(one, apart, strict=True) if differs) for one in said]
+    names = [(run.label, *one) for (run, _), one in zip(members, words, strict=True)]
+    made = []
+    for (run, file), one, name in zip(members, words, names, strict=True):
+        told = ", ".join(one) if names.count(name) == 1 else file.path.stem
+        made.append(Shown(f"{run.label} ({told})" if told else run.label, run, file))
+    return made
+
+
+def _checkpoint(file: Measured) -> str:
+    """Return a checkpoint's name without its step: best, last."""
+    return file.checkpoint.split(" (")[0]
 
 
 def _evaluated(members: Sequence[tuple[Run, Measured]], suffix: str) -> list[Plate]:
@@ -161,6 +173,8 @@ def _sizes(shown: Sequence[Curve], what: str = "images") -> str:
     sizes = {one.label: one.evaluation.rows[0].n for one in shown}
     if len(set(sizes.values())) == 1:
         return f"n = {next(iter(sizes.values())):,} {what} each."
+    if all(f"n {n:,}" in label for label, n in sizes.items()):
+        return f"n, the number of {what}, stands in the name of each."
     return f"n = {', '.join(f'{n:,} ({label})' for label, n in sizes.items())} {what}."
 
 
@@ -171,14 +185,19 @@ def _remarks(shown: Sequence[Curve]) -> list[str]:
 
 
 def _verdicts(shown: Sequence[Shown]) -> list[str]:
-    """Return the verdicts on the robust accuracies of the very checkpoints that are shown."""
-    judged: dict[Path, Entry] = {}
+    """Return the verdicts on the robust accuracies of the very checkpoints that are shown, and which have none."""
+    judged, without = dict[Path, Entry](), list[str]()
     for one in shown:
-        for entry in one.run.entries:
-            same = entry.evaluation.checkpoint == one.file.checkpoint
-            if same and setting(entry.evaluation) == _together(one.file):
-                judged[entry.path] = entry
-    return [verdicts.told(list(judged.values()))] if judged else []
+        found = {
+            entry.path: entry
+            for entry in one.run.entries
+            if entry.evaluation.checkpoint == one.file.checkpoint and setting(entry.evaluation) == _together(one.file)
+        }
+        judged |= found
+        if not found:
+            without.append(one.label)
+    told = [verdicts.told(list(judged.values()))] if judged else []
+    return [*told, f"Not evaluated, and so without a verdict: {', '.join(without)}."] if without else told
 
 
 def _commands(shown: Sequence[Shown]) -> tuple[str, ...]:

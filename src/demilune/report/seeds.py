@@ -10,11 +10,13 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, final
 
 from demilune.report import tables, theme
+from demilune.report.compare import attacks
 from demilune.report.curves import Numbers
 from demilune.report.figures import Drawing, drawn
 from demilune.report.files import Setting, setting
 from demilune.report.read import Entry, Run
 from demilune.report.values import Mark
+from demilune.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,21 +28,53 @@ ASIDE = ("name", "seed", "runtime")
 @final
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Evaluations alike of trainings that differ in nothing but their seed; ``setting`` is theirs."""
+    """Evaluations in one setting of trainings that differ in nothing but their seed.
+
+    ``evaluations`` are those of each seed, the fullest first.
+    """
 
     label: str
     seeds: tuple[int, ...]
-    entries: tuple[Entry, ...]
+    evaluations: tuple[tuple[Entry, ...], ...]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The fullest evaluation of each seed."""
+        return tuple(found[0] for found in self.evaluations)
+
+    def alike(self, row: str) -> dict[int, Row]:
+        """Return a row by seed, of those seeds alone that were attacked alike and on as many images in it.
+
+        Of several ways to be alike that which most seeds share counts, of equals that on the most images, by the most
+        attacks: a mean over other attacks would be of the attacks too.
+        """
+        ways: dict[tuple[Any, ...], dict[int, Row]] = {}
+        for seed, found in zip(self.seeds, self.evaluations, strict=True):
+            for entry in found:
+                one, behind = entry.evaluation.row(row), attacks(entry.evaluation, row)
+                if one is None:
+                    continue
+                random = row == "worst" and entry.evaluation.randomised  # the worst case of one attack, not of all
+                ways.setdefault((one.n, len(behind), random, *sorted(behind.items())), {}).setdefault(seed, one)
+        return ways[max(ways, key=lambda way: (len(ways[way]), *way[:2]))] if ways else {}
 
     def rates(self, row: str) -> list[float]:
-        """Return the accuracies of a row, one for each seed whose evaluation has it on as many images as the first."""
-        found = [one for entry in self.entries if (one := entry.evaluation.row(row)) is not None]
-        return [one.accuracy for one in found if one.n == found[0].n]
+        """Return the accuracies of a row, one for each seed of :meth:`alike`."""
+        return [one.accuracy for one in self.alike(row).values()]
+
+    def left(self, row: str) -> list[int]:
+        """Return the seeds that have the row, but by other attacks or on another number of images than the rest."""
+        having = [
+            seed
+            for seed, found in zip(self.seeds, self.evaluations, strict=True)
+            if any(entry.evaluation.row(row) for entry in found)
+        ]
+        return [seed for seed in having if seed not in self.alike(row)]
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
-    """Return the experiments that were trained with two seeds or more; the fullest evaluation of each counts."""
-    found: dict[tuple[str, Setting, str], dict[int, Entry]] = {}
+    """Return the experiments that were trained with two seeds or more; of a seed trained twice the first run counts."""
+    found: dict[tuple[str, Setting, str], dict[int, list[Entry]]] = {}
     for run in runs:
         seed = (run.experiment or {}).get("seed")
         if run.experiment is None or not isinstance(seed, int):
@@ -49,7 +83,9 @@ def groups(runs: Sequence[Run]) -> list[Group]:
         for entry in entries:
             checkpoint = entry.evaluation.checkpoint.split(" (")[0]
             of = found.setdefault((_same(run.experiment), setting(entry.evaluation), checkpoint), {})
-            of.setdefault(seed, entry)
+            mine = of.setdefault(seed, [])
+            if not mine or mine[0].run == entry.run:
+                mine.append(entry)
     made = [(given, checkpoint, by_seed) for (_, given, checkpoint), by_seed in found.items() if len(by_seed) > 1]
     several = [len({part[i] for part in made}) > 1 for i in (0, 1)]
     names = [
@@ -60,9 +96,9 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     ]
     return [
         Group(
-            name if names.count(name) == 1 else f"{name}: {', '.join(one.label for one in by_seed.values())}",
+            name if names.count(name) == 1 else f"{name}: {', '.join(one[0].label for one in by_seed.values())}",
             tuple(by_seed),
-            tuple(by_seed.values()),
+            tuple(map(tuple, by_seed.values())),
         )
         for name, (_, _, by_seed) in zip(names, made, strict=True)
     ]
@@ -83,6 +119,14 @@ def numbers(made: Sequence[Group]) -> Numbers | None:
         "training, with k - 1 in the denominator), which holds the chance of the images too. In brackets the number of "
         "seeds where not all have the attack on as many images."
     )
+    left = [
+        f"{group.label}, {title}: seed{'s' * (len(out) > 1)} {', '.join(map(str, out))}"
+        for group in made
+        for name, title in columns
+        if (out := group.left(name))
+    ]
+    if left:
+        note += f" Left out, as by other attacks or on another number of images than most: {'; '.join(left)}."
     heads = ("", "k", "seeds", *(title for _, title in columns))
     return Numbers(heads, tuple(lines), note.replace(" - ", f" {theme.MINUS} "))
 
@@ -154,8 +198,8 @@ def _same(experiment: Mapping[str, Any]) -> str:
     return json.dumps(rest, sort_keys=True)
 
 
-def _method(by_seed: Mapping[int, Entry]) -> str:
-    return next(iter(by_seed.values())).evaluation.method
+def _method(by_seed: Mapping[int, Sequence[Entry]]) -> str:
+    return next(iter(by_seed.values()))[0].evaluation.method
 
 
 def _spread(rates: Sequence[float], seeds: int) -> str:

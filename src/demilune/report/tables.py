@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any, final
 
 from demilune import papers
-from demilune.report import theme, verdicts
+from demilune.report import reference, theme, verdicts
 from demilune.report.compare import tied, unlike
 from demilune.report.read import Entry, Run, number
 
@@ -248,10 +248,7 @@ def _training(
     model, plan = _section(experiment, "model"), _section(experiment, "training")
     if any(model.get(key) != value for key, value in part["model"].items()):
         said.append(f"net: the paper's is {part['model_title']}; ours is {architecture}")
-    attack = _section(_section(experiment, "method"), "attack")
-    if attack and attack.get("steps") != paper["train_attack"]["steps"]:
-        theirs, ours = paper["train_attack"]["steps"], attack.get("steps")
-        said.append(f"training attack: the paper's takes {theirs} steps; ours {ours}")
+    said += reference.fields(experiment, part["data"])
     batch = number(plan.get("batch"))
     steps = number(run.metrics[-1].get("step")) if run.metrics else math.nan
     if not steps > 0:
@@ -397,15 +394,19 @@ def bound(entries: Sequence[Entry]) -> str:
 def remarks(entries: Sequence[Entry]) -> list[str]:
     """Return the lines that must stand beside the numbers.
 
-    Methods nobody published so, attacks that are not quite what they are called, data not the official files.
+    Methods nobody published so, attacks that are not quite what they are called (with the runs whose they are, unless
+    it is all), data not the official files.
     Sums are cut to 16 digits; the page's provenance has them whole.
     """
     told = [f"{e.label}: {e.evaluation.method}" for e in entries if "(" in e.evaluation.method]
     lines = ["not as published: " + "; ".join(dict.fromkeys(told))] if told else []
-    notes = [
-        f"{row.title}: {row.note}" for e in entries for row in e.evaluation.rows if row.role == "attack" and row.note
-    ]
-    lines += list(dict.fromkeys(notes))
+    notes: dict[str, list[str]] = {}
+    for e in entries:
+        for row in e.evaluation.rows:
+            if row.role == "attack" and row.note:
+                notes.setdefault(f"{row.title}: {row.note}", []).append(e.label)
+    whole = {note: len(labels) == len(entries) for note, labels in notes.items()}
+    lines += [note if whole[note] else f"{', '.join(labels)}: {note}" for note, labels in notes.items()]
     found = entries[0].evaluation
     if all(entry.evaluation.data_official for entry in entries):
         return lines

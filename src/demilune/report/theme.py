@@ -141,6 +141,10 @@ def count(value: float) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Return the text on one line, cut where it is too long for a figure."""
+    """Return the text on one line, cut where it is too long for a figure; what tells it apart, in brackets, stays."""
     text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"
+    if len(text) <= width:
+        return text
+    name, bracket, rest = text.rpartition(" (")
+    room = width - len(bracket + rest) - 1
+    return f"{name[:room]}…{bracket}{rest}" if room >= 4 and rest.endswith(")") else text[: width - 1] + "…"
