@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -196,7 +197,10 @@ def main() -> None:
         about = {"model": subject.name, "n": len(split), "eps": subject.ball.eps, "norm": subject.ball.norm}
         found.append(about | {"rows": rows})
     if options.out:
-        write_json(options.out, {"found": found, "environment": machine.about(subject.device, [])})
+        write_json(
+            options.out,
+            {"found": found, "environment": machine.about(subject.device, sys.argv[1:], "benchmarks.autoattack")},
+        )
 
 
 if __name__ == "__main__":

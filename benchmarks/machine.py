@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -25,8 +26,13 @@ FLAGS = (
 PACKAGES = ("demilune", "torch", "numpy", "torchattacks", "foolbox", "adversarial-robustness-toolbox", "pyautoattack")
 
 
-def about(device: torch.device, argv: Sequence[str]) -> dict[str, Any]:
-    """Describe hardware, versions, load and date."""
+def command(module: str, argv: Sequence[str]) -> str:
+    """Return the command line that measured: this is no command of the program's own."""
+    return f"python -m {module} {shlex.join(argv)}".rstrip()
+
+
+def about(device: torch.device, argv: Sequence[str], module: str = "benchmarks") -> dict[str, Any]:
+    """Describe hardware, versions, load, date and the command: ``python -m module argv``."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -41,7 +47,7 @@ def about(device: torch.device, argv: Sequence[str]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": load,
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "command": " ".join(["python -m benchmarks", *argv]),
+        "command": command(module, argv),
     }
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import torch
 
+from benchmarks import machine
 from demilune.cli import command_parser, read_experiment
 from demilune.core.random import Stream
 from demilune.methods import Batch
@@ -75,6 +77,7 @@ def main() -> None:
     if options.out:
         found = {row: {"seconds": seconds[row], "ratio": statistics.median(ratios[row])} for row in rows}
         about = environment() | {"device": hardware(device), "config": Path(options.config).read_text()}
+        about |= {"command": machine.command("benchmarks.methods", sys.argv[1:])}
         write_json(Path(options.out), {"environment": about, "rounds": options.rounds, "rows": found})
 
 

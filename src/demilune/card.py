@@ -53,10 +53,9 @@ def card(folder: Path, checkpoint: str, repository: str, licence: str, files: Ma
     main = _main(entries)
     parts = [
         f"# {_md(run.label)}",
-        _summary(main),
+        _summary(main, entries),
         "## Verdict",
-        "\n".join(f"- {_setting(entry.evaluation)}: **{entry.verdict.kind}**{_md(verdicts.rest(entry.verdict))}"
-                  for entry in entries),
+        "\n".join(f"- {_setting(entry.evaluation)}: {verdict(entry)}" for entry in entries),
         "Whether to believe a robust accuracy is decided by eleven checks; *not examined* says that what was run could "
         "not settle it.",
         "## Threat model",
@@ -68,7 +67,7 @@ def card(folder: Path, checkpoint: str, repository: str, licence: str, files: Ma
         "## Use",
         _use(repository, main.evaluation, files),
         "## Limits",
-        _limits(main.evaluation),
+        _limits(run, main.evaluation),
         "## Provenance",
         _provenance(run, entries, files),
     ]  # fmt: skip
@@ -99,12 +98,29 @@ def _setting(found: Evaluation) -> str:
     return f"{_md(found.data)}, {found.rows[0].n:,} {found.split} images, {theme.ball(found.norm, found.eps)}"
 
 
-def _summary(entry: Entry) -> str:
+def verdict(entry: Entry) -> str:
+    """Return the verdict as a sentence, its kind in bold."""
+    rest = verdicts.rest(entry.verdict)
+    return f"**{entry.verdict.kind}**{' ' if rest.startswith(' ') else ''}{_md(rest)}"
+
+
+def _lower(entry: Entry, entries: Sequence[Entry]) -> str:
+    """Return the sentence on the evaluation in the same ball that leaves least, where it leaves less than this one."""
+    ball = (entry.evaluation.norm, entry.evaluation.eps)
+    others = [one.evaluation for one in entries if (one.evaluation.norm, one.evaluation.eps) == ball]
+    least = min(others, key=lambda one: _worst(one).accuracy)
+    if _worst(least).accuracy >= _worst(entry.evaluation).accuracy:
+        return ""
+    return f"Another evaluation below leaves less, {_rate(_worst(least))} of {least.rows[0].n:,} {least.split} images. "
+
+
+def _summary(entry: Entry, entries: Sequence[Entry]) -> str:
     found = entry.evaluation
     return (
         f"An image classifier trained with {_md(found.method)} by demilune. On {found.rows[0].n:,} {found.split} "
         f"images of {_md(found.data)} it is right on {_rate(found.rows[0])}, and on at "
-        f"most {_rate(_worst(found))} under all attacks that were run in the {theme.ball(found.norm, found.eps)}. "
+        f"most {_rate(_worst(found))} under the attacks of this evaluation in the {theme.ball(found.norm, found.eps)}. "
+        f"{_lower(entry, entries)}"
         f"Verdict: **{verdicts.short(entry.verdict)}**."
     )
 
@@ -178,10 +194,15 @@ def _few(classes: Sequence[str]) -> str:
     return shown + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
 
 
-def _limits(found: Evaluation) -> str:
+def _limits(run: Run, found: Evaluation) -> str:
     official = "" if found.data_official else " These are not the official files of the data set."
+    data = (run.experiment or {}).get("data")
+    extra = data.get("extra") if isinstance(data, Mapping) else None
+    more = isinstance(extra, Mapping) and bool(extra.get("file"))
+    name = _md(found.data)
+    trained = f"Trained on {name} and on additional images, examined" if more else "Trained and examined"
     return (
-        f"Trained and examined on {_md(found.data)} alone; nothing is known of other images.{official} Robust accuracy "
+        f"{trained} on {name} alone; nothing is known of other images.{official} Robust accuracy "
         "is an upper bound: a stronger attack may break more. A classifier that withstands these attacks is not "
         "thereby safe to rely on where errors do harm."
     )

@@ -383,12 +383,13 @@ def _add(parser: Parser, argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(argv)
     if not options.runs:
         raise DemiluneError("no run was named: demilune ledger add RUN …")
-    from demilune.ledger import read, write
-    from demilune.suites.record import records_of
+    from demilune.ledger import fits, write
+    from demilune.suites.record import held, records_of
 
     folder = Path(getattr(options, "ledger", LEDGER))
-    read(folder)  # a damaged ledger is mended first
+    held(folder)  # a damaged ledger is mended first
     made = [one for run in options.runs for one in records_of(Path(run))]  # all are read before any is written
+    fits(folder, [one.record for one in made], "replace" in options)
     new = 0
     for one in made:
         path, fresh = write(folder, one.record, one.stem, "replace" in options)
@@ -448,12 +449,12 @@ def _results(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--ledger", type=place, metavar="DIR", help=f"the ledger (default {LEDGER})")
     parser.add_argument("--out", type=place, metavar="FILE", help="the Markdown to write (default docs/results.md)")
     options = parser.parse_args(argv)
-    from demilune.ledger import read
     from demilune.runs import replacing
+    from demilune.suites.record import held
     from demilune.suites.results import HEAD, page
 
     folder, out = Path(getattr(options, "ledger", LEDGER)), Path(getattr(options, "out", "docs/results.md"))
-    records = read(folder)
+    records = held(folder)
     if not records:
         raise DemiluneError(
             f"{folder} holds no cells: record finished runs with demilune ledger add RUN --ledger {folder}"

@@ -14,13 +14,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 
+from demilune.diagnosis import diagnose
 from demilune.errors import DemiluneError, check_types, unknown
 from demilune.results import Evaluation, Row
 from demilune.runs import read_json, replacing
@@ -80,12 +81,19 @@ class Record:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """The evaluation, as a report draws it; None for other kinds."""
+        """The evaluation, as a report draws it; None for other kinds.
+
+        Where the right images are known it is judged anew: the verdict stored is that of the rules of its day.
+        """
         if self.kind not in ("evaluation", "curve"):
             return None
         about = {"environment": dict(self.measured.get("environment", {})), "command": ""}
         rows = [{name: getattr(row, name) for name in _ROW} for row in self.rows]
-        return Evaluation.from_json({**self.found, **about, "rows": rows})
+        found = Evaluation.from_json({**self.found, **about, "rows": rows})
+        if not self.bits:
+            return found
+        findings, verdict = diagnose(found.rows, images_of(self), found.checks, found.eps)
+        return replace(found, findings=findings, verdict=verdict)
 
     @property
     def surveys(self) -> tuple[Survey, ...]:
@@ -131,11 +139,30 @@ class Record:
             found = cls(rows=rows, **given)
             for row in rows:
                 check_types(row)
+            agreeing(found)
             found.evaluation  # noqa: B018 (what cannot be drawn is refused here)
             found.surveys  # noqa: B018
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise DemiluneError(f"it is a broken cell of a ledger ({error})") from None
         return found
+
+
+def agreeing(record: Record) -> None:
+    """Refuse counts that cannot be, and packed images that are not those that were counted."""
+    for row in record.rows:
+        after = row.right if row.right_after is None else row.right_after
+        if not (0 < row.n <= record.n and 0 <= row.right <= row.n and 0 <= after <= row.n):
+            raise DemiluneError(f"row {row.name!r} counts {row.right} right (after: {after}) of {row.n} images")
+    known = {row.name: row for row in record.rows}
+    for name, text in record.bits.items():
+        if name == "ids":
+            continue
+        of, place = known.get(name.removeprefix("place.")), name.startswith("place.")
+        if of is None:
+            raise DemiluneError(f"it has images of {name!r}, and no such row")
+        count = int(unpacked(text, record.n if place else of.n).sum())
+        if count != (of.n if place else of.right):
+            raise DemiluneError(f"row {of.name!r} counts {of.right} right of {of.n}, its images say otherwise")
 
 
 def checksum(value: Mapping[str, Any]) -> str:
@@ -212,19 +239,42 @@ def write(folder: Path, record: Record, stem: str, replaced: bool = False) -> tu
 
     A record of the same key with the same numbers is left as it stands; one with others is refused unless ``replaced``.
     """
-    there = sorted(folder.glob(f"*-{record.key}.json"))
-    path = there[0] if there else folder / f"{stem}-{record.key}.json"
-    if there and not replaced:
-        before = read_one(path)
-        if (before.rows, _numbers(before)) == (record.rows, _numbers(record)) or record.kind == "pace":
-            return path, False
-        raise DemiluneError(
-            f"{path} holds other numbers for the same cell ({disagreement(before, record)}): look which is right; "
-            "--replace puts the new ones in its place"
-        )
+    there = _there(folder, record)
+    if there is not None and not replaced:
+        fits(folder, [record])
+        return there, False
+    path = there or folder / f"{stem}-{record.key}.json"
     with replacing(path) as beside:
         beside.write_text(written(record), encoding="utf-8")
     return path, True
+
+
+def fits(folder: Path, records: Sequence[Record], replaced: bool = False) -> None:
+    """Refuse records that hold other numbers for the same cell than a ledger, unless ``replaced``, or each other."""
+    seen = dict[str, Record]()
+    for record in records:
+        first = seen.setdefault(record.key, record)
+        if not _same(first, record):
+            raise DemiluneError(
+                f"two of the runs hold other numbers for the same cell, {record.label} "
+                f"({disagreement(first, record)}): nothing was written; look which is right, and name that alone"
+            )
+        path = _there(folder, record)
+        if path is not None and not replaced and not _same(before := read_one(path), record):
+            raise DemiluneError(
+                f"{path} holds other numbers for the same cell ({disagreement(before, record)}): look which is right; "
+                "--replace puts the new ones in its place"
+            )
+
+
+def _there(folder: Path, record: Record) -> Path | None:
+    """Return the file of the cell of a record, None where there is none."""
+    return next(iter(sorted(folder.glob(f"*-{record.key}.json"))), None)
+
+
+def _same(before: Record, after: Record) -> bool:
+    """Say whether two records of one cell hold the same numbers; how long a step takes is never the same."""
+    return (before.rows, _numbers(before)) == (after.rows, _numbers(after)) or after.kind == "pace"
 
 
 def _numbers(record: Record) -> str:

@@ -21,11 +21,17 @@ from demilune.paired import paired
 from demilune.report import curves, theme, verdicts
 from demilune.report.curves import Curve, Gap, Numbers
 from demilune.report.figures import Drawing
-from demilune.results import Row, standard_error
+from demilune.results import Row, Verdict, standard_error
 from demilune.surveys import Curvature, Direction, Landscape, Survey
 
 CLEAR = 2.0
-"""So many standard errors make a difference."""
+"""So many standard errors of the images make a difference; of seeds it takes more, see :attr:`Number.margin`."""
+
+LEVEL = 0.975
+"""The quantile of Student's t that a difference over seeds has to exceed, two-sided 5 %."""
+
+SEVERITY = ("masked", "overestimated", "believable", "not examined")
+"""Kinds of verdicts, the worst first; what settles nothing stands last."""
 
 TITLES = {
     "clean": "Clean", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd20": "PGD-20", "pgd100": "PGD-100", "cw10": "CW∞-10",
@@ -53,17 +59,27 @@ class Shown:
         """All records, of all seeds."""
         return tuple(one for records in self.seeds for one in records)
 
+    @property
+    def by_seed(self) -> dict[int, tuple[Record, ...]]:
+        """The records by the seed of their training: of two lines those of one seed belong together."""
+        return {int(records[0].experiment.get("seed", 0)): records for records in self.seeds if records}
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A claim to be looked at: what it says, and that one line is above another in a row; empty for the best other."""
+    """A claim to be looked at: what it says, and that one line is above another in a row; empty for the best other.
+
+    ``lines`` are the labels that a claim against all others is about; one of them that was not measured leaves the
+    claim open.
+    """
 
     text: str
     more: str
     less: str
     row: str
     points: float | None
+    lines: tuple[str, ...] = ()
 
 
 @final
@@ -91,12 +107,35 @@ class Sheet:
 @final
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A rate over seeds: its mean, its standard error, the images of each, and how many seeds."""
+    """A rate, or a difference of two, over k seeds.
+
+    value: its mean over the seeds
+    image: the binomial (or paired) standard error of one seed; the images are the same for all seeds
+    spread: sd/√k over the seeds; 0 for one seed, whose training nobody knows the spread of
+    sizes: how many images, each number that occurs once, ascending
+    seeds: k
+    """
 
     value: float
-    error: float
-    n: int
+    image: float
+    spread: float
+    sizes: tuple[int, ...]
     seeds: int
+
+    @property
+    def error(self) -> float:
+        """The standard error: of images and seeds in quadrature."""
+        return math.hypot(self.image, self.spread)
+
+    @property
+    def margin(self) -> float:
+        """How far from a value is clear: two errors of the images, t of k - 1 degrees of the spread, in quadrature."""
+        return math.hypot(CLEAR * self.image, student(self.seeds - 1) * self.spread if self.seeds > 1 else 0.0)
+
+    @property
+    def n(self) -> int:
+        """The fewest images of a seed."""
+        return self.sizes[0]
 
 
 Block: TypeAlias = str | Numbers | Drawing
@@ -111,6 +150,22 @@ def rate(row: Row) -> float:
     return row.accuracy if row.accuracy_after is None else row.accuracy_after
 
 
+def student(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t: 12.7 for two seeds, 4.3 for three."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, LEVEL))
+
+
+def over_seeds(found: Sequence[Number]) -> Number:
+    """Return the mean of one number for each seed, with the seeds' spread beside the images' error."""
+    k = len(found)
+    spread = statistics.stdev(one.value for one in found) / math.sqrt(k) if k > 1 else 0.0
+    image = statistics.fmean(one.image for one in found)
+    sizes = tuple(sorted({n for one in found for n in one.sizes}))
+    return Number(statistics.fmean(one.value for one in found), image, spread, sizes, k)
+
+
 def best_row(records: Sequence[Record], name: str) -> tuple[Record, Row] | None:
     """Return the row of that name with the most images."""
     found = [(one, row) for one in records if one.kind in ("evaluation", "curve") and (row := one.row(name))]
@@ -120,13 +175,22 @@ def best_row(records: Sequence[Record], name: str) -> tuple[Record, Row] | None:
 
 def single(records: Sequence[Record], name: str) -> Number | None:
     """Return what one seed's records say of a row, or of what is made of rows: gaps and means under corruptions."""
+    found = sourced(records, name)
+    return None if found is None else found[0]
+
+
+def sourced(records: Sequence[Record], name: str) -> tuple[Number, tuple[Record, ...]] | None:
+    """Return one seed's number, and the records that it was taken from."""
     if name.startswith("gap:"):
         row = name.removeprefix("gap:")
-        sides = [next((one.row(row) for one in records if one.what == what), None) for what in ("gaps-train", "gaps")]
+        sides = [next((one for one in records if one.what == what), None) for what in ("gaps-train", "gaps")]
         if sides[0] is None or sides[1] is None:
             return None
-        train, test = sides[0], sides[1]
-        return Number(train.accuracy - test.accuracy, math.hypot(train.error, test.error), test.n, 1)
+        train, test = sides[0].row(row), sides[1].row(row)
+        if train is None or test is None:
+            return None
+        error = math.hypot(train.error, test.error)
+        return Number(train.accuracy - test.accuracy, error, 0.0, (test.n,), 1), (sides[0], sides[1])
     if name.startswith("corruption.") and name.count(".") == 1:
         kind = name.partition(".")[2]
         kinds = curves.TWELVE if kind == "mean" else (kind,)
@@ -134,54 +198,48 @@ def single(records: Sequence[Record], name: str) -> Number | None:
             if one.what == "corruptions" and one.evaluation is not None:
                 value = curves.mean(one.evaluation, kinds)
                 if not math.isnan(value):
-                    return Number(value, standard_error(value, one.n), one.n, 1)
+                    return Number(value, standard_error(value, one.n), 0.0, (one.n,), 1), (one,)
         return None
     if name in ("pace", "pace.relative"):
         field_ = "minutes" if name == "pace" else "relative"
-        taken = next((float(one.found[field_]) for one in records if one.kind == "pace"), None)
-        return None if taken is None else Number(taken, 0.0, 0, 1)
+        taken = next((one for one in records if one.kind == "pace"), None)
+        return None if taken is None else (Number(float(taken.found[field_]), 0.0, 0.0, (0,), 1), (taken,))
     found = best_row(records, name)
     if found is None:
         return None
-    value = rate(found[1])
-    return Number(value, standard_error(value, found[1].n), found[1].n, 1)
+    value, n = rate(found[1]), found[1].n
+    return Number(value, standard_error(value, n), 0.0, (n,), 1), (found[0],)
 
 
 def number(line: Shown, name: str) -> Number | None:
-    """Return a line's number over its seeds.
-
-    The error is the larger of the spread over seeds, sd/√k, and the binomial one of a single seed: the images are the
-    same for all seeds, so that more seeds do not make that smaller.
-    """
+    """Return a line's number over its seeds."""
     found = [one for records in line.seeds if (one := single(records, name)) is not None]
-    if not found:
-        return None
-    value, k = statistics.fmean(one.value for one in found), len(found)
-    spread = statistics.stdev(one.value for one in found) / math.sqrt(k) if k > 1 else 0.0
-    return Number(value, max(spread, statistics.fmean(one.error for one in found)), found[0].n, k)
+    return over_seeds(found) if found else None
 
 
-def apart(first: Shown, second: Shown, name: str) -> tuple[float, float, bool] | None:
-    """Return first - second in a row over the seeds both have, its standard error, and whether it is paired by image.
+def apart(first: Shown, second: Shown, name: str) -> tuple[Number, bool] | None:
+    """Return first - second in a row over the seeds both have, and whether it is paired by image.
 
-    Paired differences are of the strict accuracies, right clean and after the attack.
+    A seed of the one is compared with the same seed of the other. Paired differences are of the strict accuracies,
+    right clean and after the attack.
     """
-    found = []
-    for one, other in zip(first.seeds, second.seeds, strict=False):
+    found, by_image = list[Number](), True
+    others = second.by_seed
+    for seed, one in first.by_seed.items():
+        other = others.get(seed, ())
         pair = _paired(one, other, name)
         a, b = single(one, name), single(other, name)
         if pair is not None:
-            found.append((*pair, True))
+            found.append(pair)
         elif a is not None and b is not None:
-            found.append((a.value - b.value, math.hypot(a.error, b.error), False))
+            found.append(Number(a.value - b.value, math.hypot(a.image, b.image), 0.0, (min(a.n, b.n),), 1))
+            by_image = False
     if not found:
         return None
-    value, k = statistics.fmean(one[0] for one in found), len(found)
-    spread = statistics.stdev(one[0] for one in found) / math.sqrt(k) if k > 1 else 0.0
-    return value, max(spread, statistics.fmean(one[1] for one in found)), all(one[2] for one in found)
+    return over_seeds(found), by_image
 
 
-def _paired(first: Sequence[Record], second: Sequence[Record], name: str) -> tuple[float, float] | None:
+def _paired(first: Sequence[Record], second: Sequence[Record], name: str) -> Number | None:
     """Return a paired difference where both saw the same images of the same data."""
     pairs = []
     for one in first:
@@ -197,7 +255,7 @@ def _paired(first: Sequence[Record], second: Sequence[Record], name: str) -> tup
         return None
     most = max(pairs, key=lambda pair: pair.n)
     # one image more than McNemar's error counts, which is zero where nothing differs
-    return most.value, math.hypot(most.error, 1.0 / most.n)
+    return Number(most.value, math.hypot(most.error, 1.0 / most.n), 0.0, (most.n,), 1)
 
 
 def same_setting(line: Shown, name: str, images: Mapping[str, int]) -> list[str]:
@@ -209,33 +267,63 @@ def same_setting(line: Shown, name: str, images: Mapping[str, int]) -> list[str]
         said.append("data: not the official files")
     found = number(line, name)
     wanted = images.get(name, images.get("", 0))
-    if found is not None and wanted and found.n != wanted:
-        said.append(f"test images: {found.n:,}, not {wanted:,}")
+    if found is not None and wanted and found.sizes != (wanted,):
+        said.append(f"test images: {counts(found.sizes)}, not {wanted:,}")
+    elif found is not None and len(found.sizes) > 1:
+        said.append(f"seeds of different numbers of test images: {counts(found.sizes)}")
     return said
+
+
+def counts(sizes: Sequence[int]) -> str:
+    """Return numbers of images as text."""
+    return ", ".join(f"{n:,}" for n in sizes)
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------
 
 
-def claimed(claim: Asked, lines: Sequence[Shown]) -> tuple[str, str, str, str]:
-    """Return a claim's row of the page: what it says, the paper's points, ours, and whether it holds here."""
+def claimed(claim: Asked, lines: Sequence[Shown]) -> tuple[str, str, str, str, str]:
+    """Return a claim's row of the page: what it says, the paper's points, ours, of how many seeds, and if it holds.
+
+    A claim against all others holds only where all of them were measured; one that was is enough to refute it.
+    """
     named = {line.label: line for line in lines}
     theirs = theme.NONE if claim.points is None else f"{claim.points:+.2f}".replace("-", theme.MINUS)
     ends = [named.get(claim.more), named.get(claim.less)]
-    others = [line for line in lines if line.label not in (claim.more, claim.less) and number(line, claim.row)]
+    all_others = [name for name in dict.fromkeys((*claim.lines, *named)) if name not in (claim.more, claim.less)]
+    others = [named[name] for name in all_others if name in named and number(named[name], claim.row) is not None]
     if not claim.more and others and ends[1]:  # everybody is claimed to lie above it
         ends[0] = min(others, key=lambda line: _value(line, claim.row))
     if not claim.less and others and ends[0]:
         ends[1] = max(others, key=lambda line: _value(line, claim.row))
     found = apart(ends[0], ends[1], claim.row) if ends[0] is not None and ends[1] is not None else None
     if found is None or ends[0] is None or ends[1] is None:
-        return claim.text, theirs, theme.NONE, "not measured"
-    value, error, by_image = found
-    against = "" if claim.more and claim.less else f" against {(ends[0] if not claim.more else ends[1]).label}"
-    ours = f"{theme.signed(value)} ± {theme.percent(error)}{against}{'' if by_image else ' (not paired)'}"
-    if abs(value) <= CLEAR * error:
-        return claim.text, theirs, ours, "not decided: within 2 standard errors"
-    return claim.text, theirs, ours, "holds here" if value > 0 else "does not hold here"
+        both = all(end is not None and number(end, claim.row) is not None for end in ends)
+        told = "not compared: no seed in common" if both else "not measured"
+        return claim.text, theirs, theme.NONE, theme.NONE, told
+    one, by_image = found
+    against_all = not (claim.more and claim.less)
+    against = f" against {(ends[0] if not claim.more else ends[1]).label}" if against_all else ""
+    ours = f"{theme.signed(one.value)} ± {theme.percent(one.error)}{against}{'' if by_image else ' (not paired)'}"
+    measured = {line.label for line in others}
+    missing = [name for name in all_others if name not in measured] if against_all else []
+    return claim.text, theirs, ours, str(one.seeds), _holds(one, missing)
+
+
+def _holds(one: Number, missing: Sequence[str]) -> str:
+    """Say whether a difference is above zero; of one seed it is known of its trainings only."""
+    here = "for this one seed" if one.seeds == 1 else "here"
+    if one.seeds > 1 and len(one.sizes) > 1:
+        return f"not compared: seeds of different numbers of images ({counts(one.sizes)})"
+    if one.value < -one.margin:
+        return f"does not hold {here}"
+    if missing:
+        return f"not decided: {', '.join(missing)} missing"
+    if one.value > one.margin:
+        return f"holds {here}"
+    if one.seeds == 1:
+        return "not decided: within 2 standard errors"
+    return f"not decided: within ± {theme.percent(one.margin)}, the 95 % margin of {one.seeds} seeds"
 
 
 def _value(line: Shown, row: str) -> float:
@@ -244,11 +332,27 @@ def _value(line: Shown, row: str) -> float:
 
 
 def verdict(line: Shown) -> str:
-    """Return the doctor's verdict on a line, from the evaluation that settles most."""
-    judged = [one.evaluation for one in line.records if one.kind == "evaluation"]
-    found = [one.verdict for one in judged if one is not None and one.verdict is not None]
-    settled = [one for one in found if one.kind != "not examined"] or found
-    return verdicts.short(settled[-1]) if settled else theme.NONE
+    """Return the doctor's verdicts on a line, of each seed the worst that was settled; all that occur, worst first."""
+    found = [told for records in line.seeds if (told := _judged(records)) is not None]
+    if not found:
+        return theme.NONE
+    ranked = sorted((one for _, one in found), key=lambda one: SEVERITY.index(one.kind))
+    said = [verdicts.short(one) for one in ranked]
+    alike = dict.fromkeys(said)
+    if len(alike) == 1:
+        return said[0]
+    return "; ".join(f"{text} ({said.count(text)} of {len(line.seeds)} seeds)" for text in alike)
+
+
+def _judged(records: Sequence[Record]) -> tuple[Record, Verdict] | None:
+    """Return the worst verdict of one seed, and the evaluation it is of; of equal kinds the strongest attacks'."""
+    judged = [(one, told.verdict) for one in records if one.kind == "evaluation" and (told := one.evaluation)]
+    found = [(one, verdict_) for one, verdict_ in judged if verdict_ is not None]
+    return min(
+        found,
+        key=lambda pair: (SEVERITY.index(pair[1].kind), "at least" in pair[1].text, -pair[0].n, -len(pair[0].rows)),
+        default=None,
+    )
 
 
 def table(sheet: Sheet) -> Numbers | None:
@@ -266,22 +370,24 @@ def table(sheet: Sheet) -> Numbers | None:
         found = [number(one, name) for name in shown]
         seeds = max((each.seeds for each in found if each), default=0)
         told = "ours" if seeds == 1 else f"ours, {seeds} seeds"
-        n = next((each.n for each in found if each), 0)
-        lines.append(
-            (one.label, told, *(_ours(name, each, n) for name, each in zip(shown, found, strict=True)), verdict(one))
-        )
+        usual = next(((each.sizes, seeds) for each in found if each), ((0,), seeds))
+        ours = (_ours(name, each, *usual) for name, each in zip(shown, found, strict=True))
+        lines.append((one.label, told, *ours, verdict(one)))
         differing = [_difference(sheet, one, name, each) for name, each in zip(shown, found, strict=True)]
         if any(differing):
-            lines.append((one.label, "ours − published, in standard errors", *differing, ""))
+            of = "one seed" if seeds == 1 else f"{seeds} seeds"
+            lines.append((one.label, f"ours − published, in standard errors, {of}", *differing, ""))
     note = (
-        "Accuracy in % ± standard error: the larger of the binomial one and the spread over seeds. As the papers "
-        "count, right after the attack whatever the clean verdict was; of multi-targeted attacks and AutoAttack, right "
-        "clean too. All are upper bounds on robust accuracy."
+        "Accuracy in % ± standard error: the binomial one and, of several seeds, their sd/√k, in quadrature; that of "
+        "one seed is of its images alone, and says nothing of other trainings. As the papers count, right after the "
+        "attack whatever the clean verdict was; of multi-targeted attacks and AutoAttack, right clean too. All are "
+        "upper bounds on robust accuracy."
     )
     if "pace" in shown:
         note = "1,000 training steps. The relative time is the median over steps taken in turn with the first line's."
-    sizes = sorted({each.n for one in sheet.lines for name in shown if (each := number(one, name)) and each.n})
-    counted = f" n = {', '.join(f'{n:,}' for n in sizes)}." if sizes else ""
+    taken = [each for one in sheet.lines for name in shown if (each := number(one, name))]
+    sizes = sorted({n for each in taken for n in each.sizes if n})
+    counted = f" n = {counts(sizes)}." if sizes else ""
     heads = ("", "", *(TITLES.get(name, name.removeprefix("corruption.").replace("_", " ")) for name in shown))
     return Numbers((*heads, "verdict"), tuple(lines), note + counted)
 
@@ -290,23 +396,29 @@ def _theirs(line: Shown, name: str) -> str:
     return f"{line.theirs[name]:.2f}" if name in line.theirs else theme.NONE
 
 
-def _ours(name: str, found: Number | None, n: int) -> str:
+def _ours(name: str, found: Number | None, sizes: tuple[int, ...], seeds: int) -> str:
+    """Return a cell of ours; where its images or its seeds are not the line's own it says which."""
     if found is None:
         return theme.NONE
     if name.startswith("pace"):
         return f"{found.value:.3g}"
-    fewer = f" (n {found.n:,})" if found.n != n else ""
-    return f"{theme.percent(found.value, 2)} ± {theme.percent(found.error, 2)}{fewer}"
+    apart_ = [f"n {counts(found.sizes)}"] if found.sizes != sizes or len(sizes) > 1 else []
+    apart_ += [f"{found.seeds} of {seeds} seeds"] if found.seeds != seeds else []
+    told = f" ({', '.join(apart_)})" if apart_ else ""
+    return f"{theme.percent(found.value, 2)} ± {theme.percent(found.error, 2)}{told}"
 
 
 def _difference(sheet: Sheet, line: Shown, name: str, found: Number | None) -> str:
+    """Return ours - published; the published figure's own error counts where it is of other images than ours."""
     if found is None or name not in line.theirs or name.startswith("pace") or same_setting(line, name, sheet.images):
         return ""
-    apart_ = 100.0 * found.value - line.theirs[name]
-    error = 100.0 * found.error
-    told = "agrees" if abs(apart_) <= CLEAR * error else "higher" if apart_ > 0 else "lower"
+    apart_ = found.value - line.theirs[name] / 100.0
+    sample = sheet.images.get(name, 0)
+    theirs = standard_error(line.theirs[name] / 100.0, sample) if sample else 0.0
+    error, margin = math.hypot(found.error, theirs), math.hypot(found.margin, CLEAR * theirs)
+    told = "agrees" if abs(apart_) <= margin else "higher" if apart_ > 0 else "lower"
     size = f"{apart_ / error:+.1f} SE" if error else "no error known"
-    return f"{apart_:+.2f} ({size}), {told}".replace("-", theme.MINUS)
+    return f"{100.0 * apart_:+.2f} ({size}), {told}".replace("-", theme.MINUS)
 
 
 def departures(sheet: Sheet) -> list[str]:
@@ -330,25 +442,68 @@ def departures(sheet: Sheet) -> list[str]:
 
 
 def provenance(sheet: Sheet) -> list[str]:
-    """Return the sentence that says where the numbers come from: hardware, hours, the code's commits."""
-    trained = {
-        (one.experiment.get("seed"), line.label): one.trained
+    """Return the sentences that say where the numbers shown come from: hardware, hours, the code's commits."""
+    shown = {one.key: one for one in sources(sheet)}
+    trained = [
+        [one.trained for one in records if one.key in shown and one.trained][:1]
         for line in sheet.lines
-        for one in line.records
-        if one.trained
-    }
-    if not trained:
-        return []
-    names = dict.fromkeys(_hardware(one.get("environment", {})) for one in trained.values())
-    spent = sum(float(one.get("seconds", 0.0)) for one in trained.values())
-    measured = {one.key: float(one.measured.get("seconds", 0.0)) for line in sheet.lines for one in line.records}
-    commits = dict.fromkeys(
-        one.commit[:7] + one.commit[40:] for line in sheet.lines for one in line.records if one.commit
-    )
-    told = f"; code at commit {', '.join(commits)}" if commits else "; commit not recorded"
-    told += " (+: with changes)" if any(one.endswith("+") for one in commits) else ""
-    hours = f"{spent / 3600:.2f} hours of training, {sum(measured.values()) / 3600:.2f} of measuring"
-    return [f"Trained on {'; '.join(names)}: {hours}{told}."]
+        for records in line.seeds
+    ]
+    each, said = [one for first in trained for one in first], list[str]()
+    if each:
+        hours = sum(float(one.get("seconds", 0.0)) for one in each) / 3600
+        networks = f"{len(each)} network{'' if len(each) == 1 else 's'}"
+        told = _commits([str(one.get("commit", "")) for one in each])
+        said.append(f"Trained on {_machines(each)}: {networks}, {hours:.2f} hours; {told}.")
+    measured = [one for one in shown.values() if one.measured]
+    if measured:
+        hours = sum(float(one.measured.get("seconds", 0.0)) for one in measured) / 3600
+        cells = f"{len(measured)} cell{'' if len(measured) == 1 else 's'}"
+        told = _commits([one.commit for one in measured])
+        said.append(f"Measured on {_machines([one.measured for one in measured])}: {cells}, {hours:.2f} hours; {told}.")
+    return [" ".join(said)] if said else []
+
+
+def sources(sheet: Sheet) -> list[Record]:
+    """Return the records that a page shows: those of its table's numbers and verdicts, and of its figures."""
+    found = list[Record]()
+    for line in sheet.lines:
+        for records in line.seeds:
+            taken = [one for name in sheet.columns if (one := sourced(records, name)) is not None]
+            found += [one for _, held in taken for one in held]
+            judged = _judged(records) if taken else None
+            found += [judged[0]] if judged is not None else []
+        # figures are of the first seed
+        found += [
+            one for records in line.seeds[:1] for one in records if any(_draws(kind, one) for kind in sheet.figures)
+        ]
+    return list({one.key: one for one in found}.values())
+
+
+def _draws(figure: str, one: Record) -> bool:
+    """Say whether a figure is made of a record."""
+    if one.kind in ("curve", "survey"):
+        return one.what in (figure, f"{figure}-train")
+    if one.kind == "training":
+        return figure in ("region", "stationary")
+    if one.kind == "probe":
+        return figure == f"probe-{one.what}"
+    return one.kind == figure or (one.kind == "evaluation" and figure == "crossed")
+
+
+def _commits(found: Sequence[str]) -> str:
+    """Return the commits, and of how many none is known."""
+    known = [one[:7] + one[40:] for one in found if one]
+    without = len(found) - len(known)
+    if not known:
+        return "commit not recorded"
+    changed = " (+: with changes)" if any(one.endswith("+") for one in known) else ""
+    told = f"commit {', '.join(dict.fromkeys(known))}{changed}"
+    return told + (f", not recorded for {without} of {len(found)}" if without else "")
+
+
+def _machines(found: Sequence[Mapping[str, Any]]) -> str:
+    return "; ".join(dict.fromkeys(_hardware(one.get("environment", {})) for one in found))
 
 
 def _hardware(about: Mapping[str, Any]) -> str:
@@ -518,7 +673,7 @@ def rise(sheet: Sheet, found: Sequence[tuple[str, Record]]) -> Numbers:
     lines = []
     for label, one in found:
         line = next(line for line in sheet.lines if line.label == label)
-        beside = [theme.NONE if (got := number(line, k)) is None else _ours(k, got, got.n) for k in shown]
+        beside = [_alone(k, number(line, k)) for k in shown]
         loss = one.found["loss"]
         lines.append((label, f"{loss:.3f}", *(f"{value - loss:+.3f}" for value in one.found["moved"]), *beside))
     note = (
@@ -526,6 +681,10 @@ def rise(sheet: Sheet, found: Sequence[tuple[str, Record]]) -> Numbers:
         "that ascends it, of relative size γ. The first seed of each line; accuracies over seeds."
     )
     return Numbers(heads, tuple(lines), note)
+
+
+def _alone(name: str, found: Number | None) -> str:
+    return theme.NONE if found is None else _ours(name, found, found.sizes, found.seeds)
 
 
 def agreement(label: str, found: Mapping[str, Any]) -> Numbers:
@@ -622,13 +781,16 @@ def blocks(sheet: Sheet, deep: int = 1) -> list[Block]:
     found = table(sheet)
     made += [found] if found is not None else []
     asked = tuple(claimed(one, sheet.lines) for one in sheet.claims)
-    asked = tuple(one for one in asked if one[3] != "not measured") if deep > 1 else asked
+    asked = tuple(one for one in asked if one[-1] != "not measured") if deep > 1 else asked
     if asked:
         note = (
-            "Points of accuracy ± standard error, paired by image (strict accuracy) where both saw the same images. "
-            "What holds here holds in this setting."
+            "Points of accuracy ± standard error, paired by image (strict accuracy) where both saw the same images, "
+            "and by seed. Clear is what exceeds two errors of the images and, of k seeds, the 97.5 % quantile of "
+            "Student's t for k − 1 degrees times sd/√k, in quadrature. Of one seed only the images' error is known: "
+            "what holds, holds for the trainings of that seed. What holds here holds in this setting."
         )
-        made += [f"{head}# What is claimed", Numbers(("claim", "paper, points", "ours, points", "here"), asked, note)]
+        heads = ("claim", "paper, points", "ours, points", "seeds", "here")
+        made += [f"{head}# What is claimed", Numbers(heads, asked, note)]
     drawings = figures(sheet)
     made += drawings
     if sheet.notes:

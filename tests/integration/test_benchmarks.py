@@ -18,10 +18,24 @@ ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the package
 
-from benchmarks import command, curve, flops, memory, ours, peers, reference, rounds, table, targets  # noqa: E402
+from benchmarks import (  # noqa: E402
+    command,
+    curve,
+    flops,
+    machine,
+    memory,
+    methods,
+    ours,
+    peers,
+    reference,
+    rounds,
+    table,
+    targets,
+)
 from benchmarks.setting import BALL, STEPS, Setting  # noqa: E402
 
 from demilune.models import Architecture, PreActResNet18, Small, WideResNet  # noqa: E402
+from demilune.options import nested  # noqa: E402
 from demilune.runtime import Runtime  # noqa: E402
 
 TINY = ["--net", "small", "--width", "1", "--side", "8", "--batch", "1", "--images", "2", "--rounds", "1", "--quick"]
@@ -117,6 +131,21 @@ def test_a_whole_curve_takes_5050_gradients(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_extrapolation_is_exact_on_a_line() -> None:
     assert curve.extrapolated(tuple(2.0 + 3.0 * steps for steps in curve.QUICK)) == pytest.approx(2.0 + 3.0 * 5050)
+
+
+def test_the_command_that_is_written_down_is_the_one_that_was_run(
+    tmp_path: Path, found: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all(one["environment"]["command"].startswith("python -m benchmarks pgd step") for one in found.values())
+    assert machine.command("benchmarks", ["pgd", "--out", "a b.json"]) == "python -m benchmarks pgd --out 'a b.json'"
+    out, config = tmp_path / "steps.json", tmp_path / "tiny.yaml"
+    told = {"data.name": "digits", "model.name": "small", "model.width": 1, "ball.norm": "linf", "ball.eps": 0.15}
+    config.write_text(json.dumps(nested(told | {"training.batch": 2})))
+    words = ["--config", str(config), "--rows", "sat", "--rounds", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["methods.py", *words])
+    methods.main()
+    about = json.loads(out.read_text())["environment"]
+    assert about["command"] == f"python -m benchmarks.methods {' '.join(words)}"
 
 
 # what is counted

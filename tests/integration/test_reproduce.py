@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from conftest import files, refused
 from demilune import suites
 from demilune.__main__ import main
-from demilune.ledger import Record, read
+from demilune.ledger import Record, read, written
 from demilune.suites import Ask, Claim, Line, Suite, base
 
 TINY = ["--data", "digits", "--schedule", "quick", "--limit", "40"]
@@ -260,6 +261,46 @@ def test_what_a_ledger_refuses_leaves_everything_as_it_was(
         refused(["ledger", *command, *option], capsys, str(broken), "checksum", "demilune ledger add RUN")
     refused(["reproduce", "rat/tiny", *TINY, *SMALL, *option, "--out", str(tmp_path / "out")], capsys, str(broken))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_without_its_images_and_a_conflict_leave_the_ledger_as_it_was(
+    reproduced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = tmp_path / "experiments"
+    option = ["--ledger", str(ledger)]
+    first, second = sorted((reproduced / "runs").iterdir())
+    gone = tmp_path / "gone"
+    shutil.copytree(second, gone)
+    (images,) = (gone / "evaluations").glob("*.images.npz")
+    images.unlink()
+    refused(["ledger", "add", str(first), str(gone), *option], capsys, images.name, "is gone", "evaluate")
+    assert not ledger.exists()
+    # a conflict in the second run is found before the first is written
+    assert main(["ledger", "add", str(second), *option]) == 0
+    (record,) = (one for one in read(ledger).values() if one.kind == "evaluation")
+    (file,) = ledger.glob("*evaluation*")
+    rows = tuple(replace(row, right_after=None) for row in record.rows)
+    file.write_text(written(replace(record, rows=rows)))
+    before = files(ledger)
+    refused(["ledger", "add", str(first), str(second), *option], capsys, "other numbers for the same cell", "--replace")
+    assert files(ledger) == before
+    file.write_text(written(replace(record, experiment={**record.experiment, "seed": 7})))
+    for words in (["results", "--out", str(tmp_path / "r.md")], ["add", str(first)], ["next", "--hours", "1"]):
+        refused(["ledger", *words, *option], capsys, str(file), "its key is", "demilune ledger add RUN")
+
+
+def test_evaluations_with_other_step_sizes_are_cells_of_their_own(
+    reproduced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, ledger = tmp_path / "run", tmp_path / "experiments"
+    shutil.copytree(next((reproduced / "runs").iterdir()), run)
+    for ratio in ("0.25", "0.5"):
+        words = ["--attacks", "pgd2", "--limit", "30", "--step_ratio", ratio]
+        assert main(["evaluate", str(run), *words]) == 0
+    assert main(["ledger", "add", str(run), "--ledger", str(ledger)]) == 0
+    assert "4 new of 4 cells" in capsys.readouterr().out
+    ratios = [one.measured["step_ratio"] for one in read(ledger).values() if one.kind == "evaluation" and one.n == 30]
+    assert sorted(ratios) == [0.25, 0.5]
 
 
 def test_next_names_what_fits_and_runs_it(

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,12 +23,13 @@ from torch import Tensor, nn
 
 from conftest import files, refused, tiny
 from demilune.__main__ import main
-from demilune.card import card
+from demilune.card import card, of_checkpoint, verdict
 from demilune.core.random import Stream
 from demilune.errors import DemiluneError
 from demilune.export import FORMS, export
 from demilune.foreign import Declaration, Declared, load_declared, published, quiet
 from demilune.hub import ORIGIN, dressed, fetch, parsed, places
+from demilune.results import Verdict
 from demilune.runs import read_json
 
 SHAPE = (3, 8, 8)
@@ -267,6 +269,47 @@ def test_a_card_tells_the_worst_case_of_the_fullest_test_evaluation_first(run: P
     assert len(head["model-index"][0]["results"]) == 3
     assert "within the L∞ ball, ε = 0.15 or the L∞ ball, ε = 0.05" in body
     assert "40 validation images" in body
+
+
+def test_a_card_names_the_lowest_other_evaluation_in_the_same_ball(run: Path) -> None:
+    (file,) = (run / "evaluations").glob("*.json")
+    checkpoint = label(run)
+    _, body = split(card(run, checkpoint, "alice/first", "mit", {}))
+    assert "under the attacks of this evaluation in the L∞ ball" in body
+    assert "Another evaluation" not in body and "all attacks that were run" not in body
+    value = read_json(file, "")
+    fewer = [row | {"n": 20, "right": 1 if row["name"] == "worst" else min(row["right"], 20)} for row in value["rows"]]
+    fewer = [row | {"right_after": None} for row in fewer]
+    lower = file.with_name("best_lower_n20.json")
+    lower.write_text(json.dumps(value | {"rows": fewer}))
+    _, body = split(card(run, checkpoint, "alice/first", "mit", {}))
+    assert "On 60 test images" in body
+    assert "Another evaluation below leaves less, 5.00 ± 4.87 % of 20 test images." in body
+    lower.write_text(json.dumps(value | {"rows": fewer, "eps": 2 * value["eps"]}))
+    assert "Another evaluation" not in card(run, checkpoint, "alice/first", "mit", {}), "another ball refutes nothing"
+
+
+def test_a_card_says_the_verdict_in_words_and_the_images_that_were_added(run: Path) -> None:
+    (file,) = (run / "evaluations").glob("*.json")
+    value = read_json(file, "")
+    told: dict[str, Any] = {
+        "kind": "overestimated", "text": "overestimated by at least 8 points under PGD-10", "reported": "PGD-10",
+        "strongest": "x", "points": 0.08, "error": 0.01,
+    }  # fmt: skip
+    (entry,) = of_checkpoint(run, value["checkpoint"])
+    shown = verdict(replace(entry, evaluation=replace(entry.evaluation, verdict=Verdict(**told))))
+    assert shown == "**overestimated** by at least 8 points under PGD-10"
+    other = Verdict(**(told | {"text": "no beginning"}))
+    own = verdict(replace(entry, evaluation=replace(entry.evaluation, verdict=other)))
+    assert own == "**overestimated**: no beginning"
+    text = card(run, label(run), "alice/first", "mit", {})
+    assert verdict(entry) in text
+    assert "Trained and examined on digits alone" in text
+    experiment = read_json(run / "experiment.json", "")
+    experiment["data"]["extra"] = {"file": "more.npz", "share": 0.5}
+    (run / "experiment.json").write_text(json.dumps(experiment))
+    text = card(run, label(run), "alice/first", "mit", {})
+    assert "Trained on digits and on additional images, examined on digits alone" in text
 
 
 def test_a_card_is_made_of_evaluations_of_that_very_checkpoint(run: Path, tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from demilune.suites.base import changed, identity, over, trained_key
 from demilune.suites.cost import measuring_passes, passes_per_step, training_passes
 from demilune.suites.plane import plane
 from demilune.suites.probe import margins, region, rise, spearman
-from demilune.suites.record import rows_asked
+from demilune.suites.record import Shelf, rows_asked
 from demilune.suites.results import placed
-from demilune.suites.sheet import departures, points
+from demilune.suites.sheet import departures, points, sheet
 from demilune.suites.worth import ordered
 
 RUNNABLE = [
@@ -306,6 +306,23 @@ def test_points_of_claims_are_those_of_the_published_figures() -> None:
     assert told("cifar10")["RAT is the most robust under PGD-10"] == pytest.approx(70.57 - 62.19)
     assert told("imagenette")["RAT gains clean accuracy over SAT"] == pytest.approx(86.19 - 83.52)
     assert told("cifar10")["our question: RAT is above SAT under AutoAttack"] is None
+
+
+def test_claims_against_all_others_are_about_all_lines_of_the_suite() -> None:
+    suite, choice = named("rat/table2"), Choice(data="cifar10", schedule="paper")
+    found = tuple(cell for cell in cells(suite, choice) if cell.line.label in ("RAT", "SAT"))
+    (claim,) = sheet(suite, choice, found, Shelf({})).claims
+    assert set(claim.lines) == {"RAT", "SAT", "AVM", "TRADES", "ADT", "ST"}
+
+
+def test_figures_of_others_stand_there_for_orientation_and_are_never_compared() -> None:
+    for name in ("rwp/at", "rwp/trades", "rwp/rst", "lrat/attacks", "taylor/table"):
+        suite, choice = named(name), settled(named(name), Choice(schedule="paper"))
+        assert not papers.table(suite.paper, suite.table).get("comparable", True), name
+        made = sheet(suite, choice, cells(suite, choice), Shelf({}))
+        assert all(one.points is None for one in made.claims)
+        for line in made.lines:
+            assert line.departures and "the figures beside are another source's, for orientation" in line.departures
 
 
 def test_words_name_the_suites_that_begin_with_them_before_those_that_hold_them() -> None:

@@ -13,13 +13,16 @@ from demilune.errors import DemiluneError
 from demilune.evaluate.curves import IMAGES as CURVE_IMAGES
 from demilune.evaluate.suite import Setting, suite
 from demilune.experiment import Experiment, build, completed, name_of, plain, stored
-from demilune.ledger import Arrays, Record, bits_of, key_of, read, short, without_paths
+from demilune.ledger import REMEDY, Arrays, Record, bits_of, key_of, read, short, without_paths
 from demilune.report import files
-from demilune.results import Evaluation
+from demilune.results import Evaluation, Row
 from demilune.runs import RunFolder, read_json
 from demilune.suites.base import TEST_IMAGES, Cell, identity, slug, trained_key
 from demilune.suites.probe import IMAGES as PROBE_IMAGES
 from demilune.surveys import Direction, Landscape, Survey
+
+STEP_RATIO = 0.25
+"""The usual step size of the attacks, as a ratio of ε."""
 
 
 class Made(NamedTuple):
@@ -184,6 +187,12 @@ def _measured(folder: RunFolder, experiment: Experiment, file: Path) -> Made | N
     images = files.arrays(file.with_name(f"{file.stem}.images.npz"))
     files.agree(file, evaluation, images, None)
     evaluation = files.judged(file, evaluation, images)
+    gone = [row.name for row in evaluation.rows if row.role != "probe" and f"right.{row.name}" not in (images or {})]
+    if gone and files.kind_of(evaluation) == "":
+        raise DemiluneError(
+            f"{file.with_name(f'{file.stem}.images.npz')} is gone or lacks {gone[0]!r}: which images are right is part "
+            "of a cell; evaluate the checkpoint again"
+        )
     return recorded(folder, experiment, evaluation, images)
 
 
@@ -207,7 +216,7 @@ def recorded(folder: RunFolder, experiment: Experiment, found: Evaluation, image
 def step_ratio(found: Evaluation) -> float:
     """Return the attacks' step size as a ratio of ε, as an evaluation's rows describe it."""
     ratios = [float(hit[1]) for row in found.rows if (hit := re.search(r"step_ratio=([\d.]+)", row.attack))]
-    return ratios[0] if ratios else 0.25
+    return ratios[0] if ratios else STEP_RATIO
 
 
 def _made(
@@ -224,13 +233,8 @@ def _made(
     images: Arrays | None = None,
 ) -> Made:
     rows = evaluation.rows if evaluation is not None else ()
-    asked = {
-        "kind": kind, "what": what, "checkpoint": checkpoint.split(" ")[0],
-        "rows": [[row.name, row.n] for row in rows], "split": found.get("split"), "seed": found.get("seed"),
-        "ball": [found.get("norm"), found.get("eps")], "images": found.get("images"),
-    }  # fmt: skip
     record = Record(
-        key=key_of(identity(experiment), data, asked),
+        key=key_of(identity(experiment), data, asked_of(kind, what, checkpoint, rows, found, measured)),
         label=experiment.name,
         kind=kind,
         what=what,
@@ -246,6 +250,59 @@ def _made(
     )
     of = "-".join(part for part in (what or kind, f"n{record.n}" if record.n else "") if part)
     return Made(record, f"{slug(experiment)}-{of}")
+
+
+def asked_of(
+    kind: str,
+    what: str,
+    checkpoint: str,
+    rows: Sequence[Row],
+    found: Mapping[str, Any],
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what was asked of a network, as a cell's key has it; what is at its default is left out.
+
+    So a setting that is new here changes no key of what was measured without it.
+    """
+    asked = {
+        "kind": kind, "what": what, "checkpoint": checkpoint.split(" ")[0],
+        "rows": [[row.name, row.n] for row in rows], "split": found.get("split"), "seed": found.get("seed"),
+        "ball": [found.get("norm"), found.get("eps")], "images": found.get("images"),
+    }  # fmt: skip
+    if (ratio := measured.get("step_ratio", STEP_RATIO)) != STEP_RATIO:
+        asked["step_ratio"] = ratio
+    if (precision := found.get("search_precision", "float32")) != "float32":
+        asked["search_precision"] = precision
+    sources = sorted(row.attack for row in rows if row.name == "transfer")
+    return asked | ({"sources": sources} if sources else {})
+
+
+LATER = ("step_ratio", "search_precision", "sources")
+"""What keys did not hold at first; a record of then keeps its key."""
+
+
+def keys_of(record: Record) -> tuple[str, ...]:
+    """Return the keys that a record may have by what it holds; none where this version cannot build its training."""
+    try:
+        experiment = build(Experiment, completed(record.experiment))
+    except DemiluneError:
+        return ()
+    asked = asked_of(record.kind, record.what, record.checkpoint, record.rows, record.found, record.measured)
+    first = {name: value for name, value in asked.items() if name not in LATER}
+    return tuple(dict.fromkeys(key_of(identity(experiment), record.data, one) for one in (asked, first)))
+
+
+def held(folder: Path) -> dict[Path, Record]:
+    """Return a ledger's records by their files; refuses one whose key is not that of what it holds."""
+    found = read(folder)
+    for path, record in found.items():
+        keys = keys_of(record)
+        if keys and record.key not in keys:
+            raise DemiluneError(
+                f"{path}: its key is {record.key}, and what it says of training and attacks has {keys[0]}: it was "
+                f"changed since it was written; {REMEDY.replace('FILE', str(path))}"
+            )
+    return found
 
 
 def what_survey(found: Survey) -> str:
@@ -284,7 +341,7 @@ class Shelf:
     @classmethod
     def of_folder(cls, folder: Path) -> Shelf:
         """Return a ledger's records, none where there is no such folder; refuses a damaged one."""
-        return cls.holding(list(read(folder).values()))
+        return cls.holding(list(held(folder).values()))
 
     def of(self, cell: Cell) -> list[Record]:
         """Return the records of a cell's network."""
@@ -343,7 +400,7 @@ def usual(record: Record, cell: Cell) -> bool:
         return True
     ball, found = cell.experiment.ball, record.found
     same = "eps" not in found or (found["norm"] == ball.norm and abs(float(found["eps"]) - ball.eps) < 1e-9)
-    drawn = found.get("seed", 0) == 0 and record.measured.get("step_ratio", 0.25) == 0.25
+    drawn = found.get("seed", 0) == 0 and record.measured.get("step_ratio", STEP_RATIO) == STEP_RATIO
     return bool(same and drawn and record.checkpoint.split(" ")[0] == cell.checkpoint)
 
 

@@ -178,7 +178,7 @@ def _others(records: Sequence[Record]) -> str:
     for one in records:
         experiment = build(Experiment, completed(one.experiment))
         cells_ = [_cell(one.row(name)) for name, _ in names]
-        kind = one.found["verdict"]["kind"] if one.found.get("verdict") else NONE
+        kind = found.verdict.kind if (found := one.evaluation) is not None and found.verdict is not None else NONE
         told = f"{one.label} ({setting(experiment).rstrip('.')}, {one.checkpoint.split(' ')[0]})"
         lines.append((told, str(one.n), *cells_, kind))
     note = (

@@ -98,6 +98,7 @@ def sheet(suite: Suite, choice: Choice, found: Sequence[Cell], shelf: Shelf, com
         if apart is not None and suite.table and not papers.table(suite.paper, suite.table).get("comparable", True):
             apart = (*apart, "the figures beside are another source's, for orientation")
         lines.append(Shown(label, theirs, seeds, apart))
+    everybody = tuple(line.label for line in suite.lines if not line.only or choice.data in line.only)
     return Sheet(
         title=f"{suite.name}: {suite.title}",
         setting=setting(found[0].experiment),
@@ -106,7 +107,8 @@ def sheet(suite: Suite, choice: Choice, found: Sequence[Cell], shelf: Shelf, com
         columns=suite.columns,
         figures=suite.figures,
         claims=tuple(
-            Asked(one.text, one.more, one.less, one.row, points(one, suite, nearest, found)) for one in suite.claims
+            Asked(one.text, one.more, one.less, one.row, points(one, suite, nearest, found), everybody)
+            for one in suite.claims
         ),
         notes=(
             *([f"The paper's points of claims are those of {suite.data[0]}."] if nearest and not part else []),
