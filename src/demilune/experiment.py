@@ -40,8 +40,8 @@ class Training:
     epochs: passes over the training images
     steps: number of steps; when above 0 it takes the place of epochs
     batch: images per step
-    parts: into how many portions a batch is cut, their gradients accumulated; batch norm sees one portion at a time, and
-        an attack in eval mode the running statistics that the portions before have moved
+    parts: into how many portions a batch is cut, their gradients accumulated; batch norm sees one portion at a time,
+        and an attack in eval mode the running statistics that the portions before have moved
     momentum: of SGD
     nesterov: whether the momentum is Nesterov's
     weight_decay: of SGD

@@ -153,13 +153,13 @@ def measured(path: Path) -> Measured | None:
     )  # fmt: skip
 
 
-def kind_of(found: Evaluation, path: Path | None = None) -> str:
+def kind_of(found: Evaluation, path: Path) -> str:
     """Return the kind of figure that an evaluation's rows were measured for, empty where for none.
 
     What lies in the folder ``evaluations`` is none, whatever its rows are: PGD-10 alone is an evaluation there, and one
     side of a gap only in ``curves``.
     """
-    if path is not None and path.parent.name == "evaluations":
+    if path.parent.name == "evaluations":
         return ""
     kinds = [kind for row in found.rows if (kind := CURVES.get(row.name.split(".")[0]))]
     if kinds:

@@ -188,17 +188,17 @@ def _measured(folder: RunFolder, experiment: Experiment, file: Path) -> Made | N
     files.agree(file, evaluation, images, None)
     evaluation = files.judged(file, evaluation, images)
     gone = [row.name for row in evaluation.rows if row.role != "probe" and f"right.{row.name}" not in (images or {})]
-    if gone and files.kind_of(evaluation) == "":
+    if gone and files.kind_of(evaluation, file) == "":
         raise DemiluneError(
             f"{file.with_name(f'{file.stem}.images.npz')} is gone or lacks {gone[0]!r}: which images are right is part "
             "of a cell; evaluate the checkpoint again"
         )
-    return recorded(folder, experiment, evaluation, images)
+    return recorded(folder, file, experiment, evaluation, images)
 
 
-def recorded(folder: RunFolder, experiment: Experiment, found: Evaluation, images: Arrays | None) -> Made:
+def recorded(folder: RunFolder, file: Path, experiment: Experiment, found: Evaluation, images: Arrays | None) -> Made:
     """Return the record of an evaluation, or of a curve that is one."""
-    what = files.kind_of(found)
+    what = files.kind_of(found, file)
     what = f"{what}-{found.split}" if what and found.split != "test" else what
     told = {"name": found.data, "official": found.data_official, "sha256": dict(found.data_sha256)}
     kept = {k: v for k, v in found.to_json().items() if k not in ("rows", "environment", "command")}
