@@ -456,8 +456,8 @@ def verdict(evidence: Evidence, found: Sequence[Finding]) -> Verdict:
 
 
 def sign(one: Finding) -> bool:
-    """Say whether what a check left open would be a sign of masking: two images or more."""
-    return one.name in MASKING and round(one.value * one.n) >= 2
+    """Say whether what a check left open may well be a sign of masking: two images, and beyond one standard error."""
+    return one.name in MASKING and round(one.value * one.n) >= 2 and one.value - one.threshold > one.error
 
 
 def blind(evidence: Evidence) -> bool:

@@ -174,11 +174,14 @@ def test_nothing_is_believed_that_only_gradients_attacked() -> None:
 def test_signs_of_masking_that_so_few_images_leave_open_are_not_believed_away() -> None:
     standing = {"fgsm": 115, "pgd10": 110, "autoattack.apgd_t": 106, "square": 112, "unbounded": 0}
     assert found(standing, n=200)[1].kind == "believable"
-    for left, outcome_of, kind in ((2, "pass", "believable"), (3, "inconclusive", "not examined")):
+    results = ((2, "pass", "believable"), (3, "inconclusive", "believable"), (5, "inconclusive", "not examined"))
+    for left, outcome_of, kind in results:
         findings, verdict = found(standing | {"unbounded": left}, n=200)
         assert (findings["G3"].outcome, verdict.kind) == (outcome_of, kind)
     findings, verdict = found(standing | {"fgsm": 109}, n=200)
     assert (findings["G1"].outcome, verdict.kind) == ("inconclusive", "believable"), "one image is chance"
+    _, verdict = found(standing | {"fgsm": 107}, n=200)
+    assert verdict.kind == "not examined" and "PGD10 above FGSM" in verdict.text
 
 
 def test_the_square_of_autoattack_plus_counts_too() -> None:
