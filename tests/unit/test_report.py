@@ -26,7 +26,7 @@ from demilune.experiment import plain
 from demilune.options import flat
 from demilune.paired import Difference, paired
 from demilune.presets import PRESETS
-from demilune.report import MARKER, build, compare, reference, robustbench, tables, verdicts
+from demilune.report import MARKER, build, compare, html, reference, robustbench, tables, verdicts
 from demilune.report.files import kind_of, measured
 from demilune.report.gallery import png
 from demilune.report.panels import panels
@@ -791,3 +791,24 @@ def test_published_tables_are_the_papers() -> None:
         papers.published("rta")
     with pytest.raises(DemiluneError, match="possible are 1, 2, 3, 4"):
         papers.table("rat", 9)
+
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+W8 = "sat,trades,avm,adt,rat,gairat,lrat,sat-awp,sat-rwp,trades-rwp,taylor,rat-rwp"
+
+
+@pytest.mark.parametrize(
+    ("runs", "names", "report"),
+    [
+        ("cifar10-w8", W8, "cifar10-w8"),
+        ("cifar10-w8", "sat,trades,avm,rat", "autoattack"),
+        ("cifar10-w16", "sat-w16,avm-w16,rat-w16", "cifar10-w16"),
+    ],
+)
+def test_published_tables_are_those_that_their_runs_give_now(runs: str, names: str, report: str) -> None:
+    """A rule that changes a mark or a verdict asks for the reports to be drawn again."""
+    folders = [RESULTS / runs / "runs" / name for name in names.split(",")]
+    groups = [section.entries for section in html.sections(read(folders))]
+    made = {"table.md": tables.to_markdown(groups), "table.tex": tables.to_latex(groups)}
+    for name, text in made.items():
+        assert text == (RESULTS / report / "report" / name).read_text(encoding="utf-8"), name
