@@ -263,7 +263,8 @@ def budget(evidence: Evidence) -> Finding:
 def losses(evidence: Evidence) -> Finding:
     """G6: the choice of loss matters little: |PGD - CW| ≤ 1.5 points, PGD - multi-targeted ≤ 4 points."""
     title, pgd = "the choice of loss matters little", reported(evidence)
-    cw, multi = evidence.named(r"cw\d+"), evidence.named(r"multi\d+x\d+")
+    cw = [row for row in evidence.named("cw") if re.fullmatch(r"cw\d+", row.name)]  # not RLFAT's weaker form
+    multi = evidence.named(r"multi\d+x\d+")
     if pgd is None or not (cw or multi):
         return missing("G6", title, "pgd10, and cw10 or multi9x30")
     made = []
@@ -326,9 +327,12 @@ def rescaling(evidence: Evidence) -> Finding:
 
 def flags(evidence: Evidence) -> Finding:
     """G9: AutoAttack's own flags: random answers, softmax outputs, zero gradients, Square helping by 0.2 points."""
-    gain, raised = helped(evidence), [check for name in FLAGS for check in evidence.raised(name)]
-    if "autoattack_rand" not in evidence.rows:  # the flag of a random model asks for that version
-        raised += evidence.raised("randomised")
+    gain, names = helped(evidence), list(FLAGS)
+    if "autoattack_rand" in evidence.rows:  # the flag of a random model asks for that version
+        names.remove("randomised")
+    if gain.outcome != "not examined":  # Square has looked where a few gradients are zero
+        names.remove("zero gradient")
+    raised = [check for name in names for check in evidence.raised(name)]
     if not raised:
         return gain
     told = "; ".join([check.text for check in raised] + ([] if gain.outcome == "not examined" else [gain.text]))
@@ -354,7 +358,7 @@ def helped(evidence: Evidence) -> Finding:
 
 OUTCOMES = ("pass", "fail", "inconclusive", "not examined")
 
-FLAGS = ("no gradient", "batch", "dynamic", "probabilities", "zero gradient")
+FLAGS = ("no gradient", "batch", "dynamic", "probabilities", "randomised", "zero gradient")
 """Names of an evaluation's checks that make gradients, or verdicts, say little of a model."""
 
 REMEDIES: Mapping[str, str] = MappingProxyType(
@@ -404,21 +408,21 @@ def verdict(evidence: Evidence, found: Sequence[Finding]) -> Verdict:
     pgd, whole, worst = reported(evidence), settled(evidence), evidence.rows.get("worst")
     full = evidence.everywhere(evidence.attacks())
     strong = min(full, key=lambda row: (row.accuracy, row is not whole), default=None)
-    strongest = strong or whole
+    # What settles the question is named, also where it was run on fewer images than others that left less of them.
+    strongest = whole if whole is not None and strong is not None and whole.n < strong.n else strong or whole
     told = strongest.title if strongest else "none"
-    if pgd is None or worst is None or strong is None:
+    if pgd is None or worst is None or strong is None or strongest is None:
         text = f"not examined: no PGD was run to compare with (strongest attack run: {told})"
         return Verdict("not examined", text, "", told, math.nan, math.nan)
     if evidence.raised("randomised"):  # whose worst case over single draws says nothing, see Evidence.union
-        worst = strong
+        every = [row for row in evidence.rows.values() if row.role != "probe" and row.name not in ("clean", "worst")]
+        worst = min(evidence.everywhere(every), key=lambda row: row.accuracy)
     gap = evidence.difference(pgd, worst)
     figure = f"{pgd.title} {100 * pgd.accuracy:.1f} %, worst case {100 * worst.accuracy:.1f} %"
     # PGD and CW some two points apart, and all attacks within four, is what plain adversarial training shows.
     failed = [one for one in found if one.outcome == "fail" and (one.name != "G6" or gap.value > USUAL)]
     flagged = [one for one in failed if one.attack in REMEDIES]
     failed = [one for one in failed if one not in flagged]
-    # Square has looked where a few gradients are zero, and found nothing.
-    flagged = [one for one in flagged if one.attack != "zero gradient" or not one.value <= one.threshold]
     masked = [one for one in failed if one.name in MASKING]
     doubts = [one for one in found if one.outcome == "inconclusive" and (one.name == "G11" or sign(one))]
     wrong = evidence.raised("accuracy", "normalisation")
@@ -451,7 +455,7 @@ def verdict(evidence: Evidence, found: Sequence[Finding]) -> Verdict:
     if open_questions:
         return made("not examined", f"not examined well enough: {open_questions[0]} ({figure})")
     counts = [f"{n} {how}" for how in OUTCOMES if (n := sum(one.outcome == how for one in found)) or how != "fail"]
-    text = f"believable: {told} leaves {100 * strong.accuracy:.1f} % of {strong.n} images"
+    text = f"believable: {told} leaves {100 * strongest.accuracy:.1f} % of {strongest.n} images"
     return made("believable", f"{text} ({figure}; checks: {', '.join(counts)})")
 
 

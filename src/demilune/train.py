@@ -569,6 +569,7 @@ def overfitting(experiment: Experiment, base: float, best: float, now: float) ->
     """
     won, kept = best - base, max(now - base, 0.0)
     fallen = won - kept > experiment.training.alarm or (won >= 0.1 and kept < won / 2)
+    fallen = fallen or (won > 0.05 and now < base / 4)  # below what no learning at all gives
     if measure(experiment.method) == "clean" or not fallen:
         return None
     return (

@@ -197,6 +197,42 @@ def test_the_square_of_autoattack_plus_counts_too() -> None:
     assert found(fine)[1].kind == "believable"
 
 
+def test_a_random_model_is_not_excused_by_another_flag() -> None:
+    zero, random = (Check(name, "warning", name) for name in ("zero gradient", "randomised"))
+    for raised in ([random], [random, zero], [zero, random]):
+        findings, verdict = found(SAT, raised)
+        assert (findings["G9"].attack, verdict.kind) == ("randomised", "not examined")
+    findings, verdict = found(SAT | {"autoattack": 463}, [zero])
+    assert findings["G9"].outcome == "inconclusive"
+    assert "add attacks without gradients" not in verdict.text, "Square was run"
+
+
+def test_the_released_slip_of_cw_is_no_reading_of_g6() -> None:
+    plain, slip = found(SAT), found(SAT | {"cw10_rlfat": 700})
+    assert slip[0]["G6"] == plain[0]["G6"]
+    assert slip[1].kind == "believable"
+
+
+def test_what_settles_the_question_is_named_also_on_fewer_images() -> None:
+    rows, arrays = [], {"ids": np.arange(N), "place.autoattack": np.arange(100)}
+    right = {"clean": np.arange(N) < 900, "fgsm": np.arange(N) % 100 < 58, "pgd10": np.arange(N) % 100 < 54}
+    right |= {"cw10": np.arange(N) % 100 < 53, "worst": np.arange(N) % 100 < 53, "autoattack": np.arange(100) < 51}
+    for name, which in right.items():
+        rows.append(Row(name, name.upper(), name, len(which), int(which.sum()), None, 10.0, 10.0))
+        arrays[f"right.{name}"] = which
+    _, verdict = diagnose(rows, arrays, (), 8 / 255)
+    assert (verdict.kind, verdict.strongest) == ("believable", "AUTOATTACK")
+    assert "AUTOATTACK leaves 51.0 % of 100 images" in verdict.text
+
+
+def test_the_worst_case_of_a_random_model_counts_readings_that_are_no_columns() -> None:
+    random = Check("randomised", "warning", "")
+    standing = {"fgsm": 560, "pgd10": 540, "autoattack_rand": 520, "nattack": 600, "pgd10@scale=10": 400}
+    _, verdict = found(standing, [random])
+    assert verdict.points == pytest.approx(0.14)
+    assert "worst case 40.0 %" in verdict.text
+
+
 def test_the_strongest_attack_is_the_one_that_left_least() -> None:
     _, verdict = found(SAT | {"md": 460})
     assert (verdict.kind, verdict.strongest) == ("believable", "MD")

@@ -47,7 +47,7 @@ from demilune.pages import (
 )
 from demilune.paired import paired
 from demilune.results import Evaluation, Row, standard_error
-from demilune.suites.record import asked_of, held, keys_of
+from demilune.suites.record import asked_of, held, key_held
 from demilune.suites.results import page
 
 N = 200
@@ -518,7 +518,7 @@ def test_keys_are_of_what_is_held_and_of_settings_that_are_not_the_usual(tmp_pat
     root = Path(__file__).parents[2]
     path = min((root / "experiments").glob("*-evaluation-*"))
     made = read_one(path)
-    assert keys_of(made) == (made.key,), "all at its default: nothing of it is in the key"
+    assert key_held(made) == made.key, "all at its default: nothing of it is in the key"
     told = (made.kind, made.what, made.checkpoint, made.rows)
     usual = asked_of(*told, made.found, made.measured)
     settings = [

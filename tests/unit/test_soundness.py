@@ -231,6 +231,13 @@ def test_accuracy_that_rises_with_the_radius_is_a_warning(net: nn.Module, digits
     assert found.level == "warning" and "PGD-10 at 12/8 ε 100.00%" in found.text
 
 
+def test_looking_at_sources_moves_no_generator(net: nn.Module, digits: Split) -> None:
+    state = torch.random.get_rng_state()
+    noisy = Through(net, lambda logits: logits + 1e-6 * torch.randn_like(logits))
+    examine(net, digits.images, digits.labels, BALL, ("fgsm", "transfer"), sources={"noisy": noisy})
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_models_to_transfer_from_are_held_still_throughout(net: nn.Module, digits: Split) -> None:
     source = tiny(classes=10).train()
     before = {name: value.clone() for name, value in source.state_dict().items()}
@@ -271,8 +278,33 @@ def test_another_fault_of_a_model_stays_what_it_is(net: nn.Module, digits: Split
     def fails(logits: Tensor) -> Tensor:
         raise RuntimeError("a fault of its own")
 
-    with pytest.raises(RuntimeError, match="a fault of its own"):
-        PGD()(Through(net, fails), digits.pixels(slice(None)), digits.labels, BALL, RNG.images(digits.ids))
+    def crowded(logits: Tensor) -> Tensor:
+        if len(logits) > 4:
+            raise RuntimeError("a fault of its own")
+        return logits.detach()
+
+    def lonely(logits: Tensor) -> Tensor:
+        if len(logits) < 4:
+            raise ValueError("too few")
+        raise RuntimeError("a fault of its own")
+
+    for after in (fails, crowded, lonely):
+        for of in (PGD(), Square(queries=3)):
+            with pytest.raises(RuntimeError, match="a fault of its own"):
+                of(Through(net, after), digits.pixels(slice(None)), digits.labels, BALL, RNG.images(digits.ids))
+
+
+def test_labels_beyond_the_classes_are_one_line_in_training_mode_too(digits: Split) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)).train()
+    with pytest.raises(DemiluneError, match="labels are 0 to 3"):
+        PGD()(model, digits.pixels(slice(None)), digits.labels, BALL, RNG.images(digits.ids))
+
+
+def test_an_attack_is_named_as_it_was_before_it_had_another_form() -> None:
+    """Results are compared by these words: a field that is new must not make old ones other attacks."""
+    (usual,), (released,) = suite(["cw10"]), suite(["cw10_rlfat"])
+    assert usual.described() == "CW(steps=10, step_size=0.00784313725490196, step_ratio=0.25, kappa=50.0)"
+    assert released.described() == f"{usual.described()}, masking zero"
 
 
 def test_results_kept_in_a_file_say_of_which_model_they_are(net: nn.Module, digits: Split, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from conftest import BALL, RUN, batch_of, stream, tiny
 from demilune.__main__ import main
 from demilune.attacks import PGD
 from demilune.checkpoint import load
+from demilune.core.notes import Note
 from demilune.core.weights import moved
 from demilune.data import Dataset, Digits
 from demilune.errors import DemiluneError
 from demilune.experiment import Experiment
-from demilune.methods import AVM, SAT, Examples, Standard
+from demilune.methods import AVM, SAT, Batch, Examples, Standard
 from demilune.models import PreActResNet18
 from demilune.moves import AWP, RWP, NoMove, WeightMove
 from demilune.runs import RunFolder
@@ -101,7 +103,15 @@ def test_a_network_that_calls_everything_one_class_is_no_best_to_fall_from(digit
     assert overfitting(RUN, 0.5, 0.5, 0.29) is None, "two classes: it had learned nothing, and begins to"
     assert overfitting(RUN, 0.1, 0.1, 0.02) is None
     assert overfitting(RUN, 0.1, 0.45, 0.30) is None, "within the alarm, and more than half is left"
-    for base, best, now in ((0.1, 0.45, 0.2), (0.1, 0.25, 0.12), (0.5, 0.8, 0.55), (0.0, 0.5, 0.25)):
+    fallen = (
+        (0.1, 0.45, 0.2),
+        (0.1, 0.25, 0.12),
+        (0.5, 0.8, 0.55),
+        (0.0, 0.5, 0.2),
+        (0.5, 0.58, 0.0),
+        (0.1, 0.19, 0.0),
+    )
+    for base, best, now in fallen:
         assert "catastrophic overfitting" in (overfitting(RUN, base, best, now) or ""), (base, best, now)
     assert overfitting(replace(RUN, method=Standard()), 0.1, 0.9, 0.0) is None
     labels = digits.validation.labels
@@ -118,33 +128,38 @@ def test_weights_that_are_no_numbers_are_never_saved(digits: Dataset, tmp_path: 
     assert all(bool(t.isfinite().all()) for t in load(folder.checkpoint("last")).tensors.values())
 
 
-def test_the_time_of_a_run_counts_what_begins_later(digits: Dataset, tmp_path: Path) -> None:
-    """A warm-up of half the epochs costs half of what the move costs, and not nothing."""
-    slow = RWP(gamma=0.01, steps=30, c_min=1e9)
+def test_the_time_of_a_run_counts_what_begins_later(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a second, three once the weights move; 40 epochs of so many steps."""
+    clock = [0.0]
+
+    def timed(model: nn.Module, optimizer: object, method: object, batch: Batch, *others: Any) -> dict[str, Note]:
+        clock[0] += 3.0 if batch.epoch >= others[-1].starts() and not isinstance(others[-1], NoMove) else 1.0
+        return {}
+
+    monkeypatch.setattr("demilune.train.step", timed)
+    monkeypatch.setattr("demilune.train.time.perf_counter", lambda: clock[0])
+
+    class EnoughError(Exception):
+        pass
 
     def seconds(move: WeightMove, name: str) -> float:
-        run = replace(
-            RUN, method=SAT(ATTACK), move=move, training=replace(RUN.training, epochs=40, validate_every=1000)
-        )
+        run = replace(RUN, method=SAT(ATTACK), move=move, training=replace(RUN.training, epochs=40))
         found = list[float]()
 
-        class EnoughError(Exception):
-            pass
-
         def watch(event: Progress) -> None:
-            if event.kind == "start":
-                found.append(event.data["seconds"])
-                raise EnoughError
+            found.append(event.data["seconds"])
+            raise EnoughError
 
         with pytest.raises(EnoughError):
             fit(run, digits, RunFolder(tmp_path / name), watch=watch)
         return found[0]
 
-    none, all_of_it = seconds(NoMove(), "a"), seconds(slow, "b")
-    late, last = seconds(replace(slow, warmup=20), "c"), seconds(replace(slow, warmup=39), "d")
-    assert none < all_of_it / 3, "else there is nothing to tell apart"
-    assert 1.5 * none < late < 0.9 * all_of_it
-    assert last < late
+    steps, _ = replace(RUN.training, epochs=40).lengths(len(digits.train), 0.0)
+    assert seconds(NoMove(), "a") == steps
+    for warmup in (0, 10, 39):
+        assert seconds(RWP(warmup=warmup), f"b{warmup}") == steps * (3.0 - 2.0 * warmup / 40)
 
 
 def narrow(batch: int, parts: int) -> Experiment:

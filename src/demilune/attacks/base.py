@@ -94,9 +94,9 @@ class Attack(ABC):
                 return self.perturb(model, x.detach(), y, ball, rng)
             except torch.OutOfMemoryError:
                 raise
-            except (IndexError, RuntimeError):  # looked for only now: it would cost every call a pass
-                if told := _amiss(model, x.detach()[:1], y):
-                    raise DemiluneError(told) from None
+            except (IndexError, RuntimeError) as error:  # looked for only now: it would cost every call a pass
+                if told := _amiss(model, x.detach()[:2], y, str(error)):
+                    raise DemiluneError(told) from error
                 raise
 
     @abstractmethod
@@ -199,9 +199,9 @@ def breach(logits: Tensor, y: Tensor) -> Tensor:
     The judge decides a tie for the class that comes first. With rounded logits, an old way of masking, ties are common.
     Logits that are no finite numbers are wrong by +∞.
     """
-    height = margin(logits, y).float().nan_to_num(nan=float("inf"))
-    wrong = torch.where(logits.isfinite().all(dim=1), height.clamp_min(TINY), float("inf"))
-    return torch.where(right(logits, y), height.clamp_max(0.0), wrong)
+    height, finite = margin(logits, y).float(), logits.isfinite().all(dim=1)
+    by = torch.where(logits.argmax(dim=1) == y, height.clamp_max(0.0), height.clamp_min(TINY))
+    return torch.where(finite, by, float("inf"))
 
 
 def ascend(
@@ -287,26 +287,24 @@ def check_images(x: Tensor, y: Tensor) -> None:
         )
 
 
-def _amiss(model: Model, x: Tensor, y: Tensor) -> str:
-    """Say why an attack on images like ``x`` [1,…] failed: labels that are no classes, or a model without gradient."""
-    with torch.enable_grad():
-        leaf = x.requires_grad_()
-        try:
-            logits = model(leaf)
-            reached = logits.requires_grad and torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is not None
-        except (IndexError, RuntimeError):
-            return ""
-    if int(y.max()) >= logits.shape[-1]:
-        return (
-            f"an attack was given the label {int(y.max())}, and the model tells {logits.shape[-1]} classes apart: "
-            f"labels are 0 to {logits.shape[-1] - 1}"
-        )
-    if reached:
+def _amiss(model: Model, x: Tensor, y: Tensor, error: str) -> str:
+    """Say why an attack on images like ``x`` failed: labels that are no classes, or a model without gradient."""
+    try:
+        with torch.no_grad():
+            classes = model(x).shape[-1]
+    except Exception:  # a model may fail in any way, and the first failure is the one to be told
         return ""
-    return (
-        "no gradient reaches the images from the model's answer (it detaches, rounds or computes outside torch): "
-        "use an attack by queries alone (square, nattack), or demilune.examine, which tells what that hides"
-    )
+    if int(y.max()) >= classes:
+        return (
+            f"an attack was given the label {int(y.max())}, and the model tells {classes} classes apart: "
+            f"labels are 0 to {classes - 1}"
+        )
+    if "does not require grad" in error or "not have been used in the graph" in error:
+        return (
+            "no gradient reaches the images from the model's answer (it detaches, rounds or computes outside torch): "
+            "use an attack by queries alone (square, nattack), or demilune.examine, which tells what that hides"
+        )
+    return ""
 
 
 def check_steps(steps: int, size: float, ratio: float | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, final
 
 import torch
@@ -84,7 +84,7 @@ class CW(IterativeAttack):
     step_size: float = 2 / 255
     step_ratio: float | None = None
     kappa: float = 50.0
-    masking: Literal["inf", "zero"] = "inf"
+    masking: Literal["inf", "zero"] = field(default="inf", repr=False)  # the usual form keeps its name
 
     def __post_init__(self) -> None:
         check_types(self)

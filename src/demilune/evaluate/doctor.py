@@ -138,7 +138,7 @@ def examine(
         if cut_off(module, first):
             module = Still(module).eval()
     for name, source in (sources or {}).items():
-        with frozen(source, "eval"):
+        with frozen(source, "eval"), seeded(Stream.of(seed, "examine"), x.device):
             told = _classes(source, first, y)
         if told != classes:
             raise DemiluneError(

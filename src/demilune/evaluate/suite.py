@@ -389,7 +389,8 @@ def _numbered(name: str, setting: Setting) -> tuple[Entry, ...]:
     if form == "rlfat":
         note = "as released, where all wrong logits below 0 count as 0: no fair attack on models that keep them there"
         released = CW(numbers[0], step_ratio=ratio, masking="zero")
-        return (plain(name, f"CW-{numbers[0]} of RLFAT", released, (numbers[0],) * 2, True, note=note),)
+        made = plain(name, f"CW-{numbers[0]} of RLFAT", released, (numbers[0],) * 2, True, note=note)
+        return (replace(made, told=f"{released!r}, masking zero"),)
     if form == "multi":
         targets, steps = numbers
         passes = min(targets, setting.classes - 1) * steps

@@ -123,7 +123,7 @@ def evaluate(
         tried = 0
         if not randomised:
             tried = self_check(model, layout(split.pixels(_range(split, 0, batch))), split, ball, rng)
-        book = Book.open(partial, entries, split, ball, {**(identity or {}), "draws": list(rng.key)})
+        book = Book.open(partial, entries, split, ball, {"seed": list(rng.key), **(identity or {})})
         saved = time.monotonic()
         try:
             for one in (None, *entries):
@@ -353,7 +353,8 @@ def checks(
         fine = one.right >= many.right
         text = f"FGSM {one.accuracy:.2%}, {many.title} {many.accuracy:.2%}: iterating should not be weaker"
         found.append(Check("FGSM ≥ PGD", "pass" if fine else "warning", text))
-    aimed, cw = (next((row for row in same if row.name.startswith(start)), None) for start in ("multi", "cw"))
+    forms = (r"multi\d+x\d+", r"cw\d+")
+    aimed, cw = (next((row for row in same if re.fullmatch(form, row.name)), None) for form in forms)
     if aimed is not None and cw is not None:
         fine = aimed.right <= cw.right
         text = (

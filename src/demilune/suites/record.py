@@ -277,29 +277,24 @@ def asked_of(
     return asked | ({"sources": sources} if sources else {})
 
 
-LATER = ("step_ratio", "search_precision", "sources")
-"""What keys did not hold at first; a record of then keeps its key."""
-
-
-def keys_of(record: Record) -> tuple[str, ...]:
-    """Return the keys that a record may have by what it holds; none where this version cannot build its training."""
+def key_held(record: Record) -> str | None:
+    """Return the key of what a record holds; None where this version cannot build its training."""
     try:
         experiment = build(Experiment, completed(record.experiment))
     except DemiluneError:
-        return ()
+        return None
     asked = asked_of(record.kind, record.what, record.checkpoint, record.rows, record.found, record.measured)
-    first = {name: value for name, value in asked.items() if name not in LATER}
-    return tuple(dict.fromkeys(key_of(identity(experiment), record.data, one) for one in (asked, first)))
+    return key_of(identity(experiment), record.data, asked)
 
 
 def held(folder: Path) -> dict[Path, Record]:
     """Return a ledger's records by their files; refuses one whose key is not that of what it holds."""
     found = read(folder)
     for path, record in found.items():
-        keys = keys_of(record)
-        if keys and record.key not in keys:
+        key = key_held(record)
+        if key not in (None, record.key):
             raise DemiluneError(
-                f"{path}: its key is {record.key}, and what it says of training and attacks has {keys[0]}: it was "
+                f"{path}: its key is {record.key}, and what it says of training and attacks has {key}: it was "
                 f"changed since it was written; {REMEDY.replace('FILE', str(path))}"
             )
     return found
