@@ -81,6 +81,7 @@ WORK = (
     "demilune.cli_reproduce._reproduce",
     "demilune.cli_reproduce._show_suites",
     "demilune.ledger.read",
+    "demilune.suites.record.held",
     "demilune.suites.worth.plan",
     "demilune.hub.fetch",
     "demilune.hub.dressed",
