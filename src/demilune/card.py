@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from demilune.errors import DemiluneError
-from demilune.report import files, tables, theme, verdicts
+from demilune.report import tables, theme, verdicts
+from demilune.report.files import setting
 from demilune.report.read import Entry, Run, read
 from demilune.results import Evaluation, Row
 from demilune.runs import RunFolder
@@ -106,7 +107,7 @@ def verdict(entry: Entry) -> str:
 
 def _lower(entry: Entry, entries: Sequence[Entry]) -> str:
     """Return the sentence on the evaluation in the same setting that leaves least, where that is less than this one."""
-    others = [one.evaluation for one in entries if files.setting(one.evaluation) == files.setting(entry.evaluation)]
+    others = [one.evaluation for one in entries if setting(one.evaluation) == setting(entry.evaluation)]
     least = min(others, key=lambda one: _worst(one).accuracy)
     if _worst(least).accuracy >= _worst(entry.evaluation).accuracy:
         return ""

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from demilune.paired import Difference, paired
-from demilune.results import Check, Finding, Row, Verdict
+from demilune.results import Check, Evaluation, Finding, Row, Verdict
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
@@ -135,6 +135,12 @@ def diagnose(
         )
     )
     return found, verdict(evidence, found)
+
+
+def anew(found: Evaluation, images: Arrays | None) -> Evaluation:
+    """Return an evaluation with findings and verdict by the present rules, whatever it was written with."""
+    findings, verdict = diagnose(found.rows, images, found.checks, found.eps)
+    return replace(found, findings=findings, verdict=verdict)
 
 
 def outcome(found: Difference, threshold: float, width: float = 2.0) -> Literal["pass", "fail", "inconclusive"]:
@@ -470,4 +476,4 @@ def blind(evidence: Evidence) -> bool:
     return bool(evidence.named(*BLACK_BOX[:3])) or (whole is not None and whole.name in AUTOATTACK[:2])
 
 
-__all__ = ["Evidence", "diagnose"]
+__all__ = ["Evidence", "anew", "diagnose"]

@@ -14,14 +14,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 
-from demilune.diagnosis import diagnose
+from demilune.diagnosis import anew
 from demilune.errors import DemiluneError, check_types, unknown
 from demilune.results import Evaluation, Row
 from demilune.runs import read_json, replacing
@@ -90,10 +90,7 @@ class Record:
         about = {"environment": dict(self.measured.get("environment", {})), "command": ""}
         rows = [{name: getattr(row, name) for name in _ROW} for row in self.rows]
         found = Evaluation.from_json({**self.found, **about, "rows": rows})
-        if not self.bits:
-            return found
-        findings, verdict = diagnose(found.rows, images_of(self), found.checks, found.eps)
-        return replace(found, findings=findings, verdict=verdict)
+        return anew(found, images_of(self)) if self.bits else found
 
     @property
     def surveys(self) -> tuple[Survey, ...]:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 
 from demilune.ledger import Record, images_of
-from demilune.paired import paired
+from demilune.paired import LEVEL, paired
 from demilune.report import curves, theme, verdicts
 from demilune.report.curves import Curve, Gap, Numbers
 from demilune.report.figures import Drawing
@@ -26,9 +26,6 @@ from demilune.surveys import Curvature, Direction, Landscape, Survey
 
 CLEAR = 2.0
 """So many standard errors of the images make a difference; of seeds it takes more, see :attr:`Number.margin`."""
-
-LEVEL = 0.975
-"""The quantile of Student's t that a difference over seeds has to exceed, two-sided 5 %."""
 
 SEVERITY = ("masked", "overestimated", "believable", "not examined")
 """Kinds of verdicts, the worst first; what settles nothing stands last."""
@@ -154,7 +151,7 @@ def student(degrees: int) -> float:
     """Return the 97.5 % quantile of Student's t: 12.7 for two seeds, 4.3 for three."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(degrees, LEVEL))
+    return float(stdtrit(degrees, 1 - LEVEL / 2))
 
 
 def over_seeds(found: Sequence[Number]) -> Number:

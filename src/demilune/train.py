@@ -243,11 +243,12 @@ def _fit(
         folder.metrics.touch()
 
     def keep(name: str, stopped: bool = False) -> None:
-        check_weights(state, done, folder)
+        learned = tensors(state)
+        check_weights(learned, done, folder)
         notes = {f"tally.{k}": torch.stack(note) for k, note in tally.items()}
         progress = {"step": done, "best": best, "robust": top, "stopped": stopped, "checkpoint": name}
         size = {"metrics": folder.metrics.stat().st_size}
-        save(folder.checkpoint(name), Checkpoint({**about, **progress, **size}, {**tensors(state), **notes}))
+        save(folder.checkpoint(name), Checkpoint({**about, **progress, **size}, {**learned, **notes}))
 
     if earlier is None:
         keep("last")  # from here on whatever happens can be resumed
@@ -582,20 +583,21 @@ def check_finite(tally: Mapping[str, Note], epoch: int, folder: RunFolder) -> No
     """Refuse to go on, and to save, once the loss is no number."""
     loss = float(tally["loss"].total) if "loss" in tally else 0.0
     if not math.isfinite(loss):
-        raise DemiluneError(
-            f"the loss is {loss} in epoch {epoch + 1}: training has diverged; lower schedule.rate. "
-            f"The last good checkpoint is {folder.checkpoint('last')}"
-        )
+        raise diverged(f"the loss is {loss} in epoch {epoch + 1}", folder)
 
 
-def check_weights(state: State, done: int, folder: RunFolder) -> None:
+def diverged(told: str, folder: RunFolder) -> DemiluneError:
+    """Return the refusal to go on with what is no number."""
+    return DemiluneError(
+        f"{told}: training has diverged; lower schedule.rate. The last good checkpoint is {folder.checkpoint('last')}"
+    )
+
+
+def check_weights(learned: Mapping[str, Tensor], done: int, folder: RunFolder) -> None:
     """Refuse to save weights, or batch-norm statistics, that are no numbers: a loss is of the step before."""
-    broken = [name for name, t in tensors(state).items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    broken = [name for name, t in learned.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     if broken:
-        raise DemiluneError(
-            f"{broken[0]} is no number after step {done}: training has diverged; lower schedule.rate. "
-            f"The last good checkpoint is {folder.checkpoint('last')}"
-        )
+        raise diverged(f"{broken[0]} is no number after step {done}", folder)
 
 
 def averages(tally: Mapping[str, Note]) -> dict[str, Any]:

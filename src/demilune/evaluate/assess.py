@@ -20,7 +20,7 @@ from demilune.errors import DemiluneError
 from demilune.evaluate.interview import raised
 from demilune.evaluate.subject import Subject, opened
 from demilune.evaluate.suite import STANDARD, Entry, Setting, suite
-from demilune.evaluate.table import Findings, Progress, check_labels, evaluate, save_npz
+from demilune.evaluate.table import Findings, Progress, evaluate, save_npz
 from demilune.experiment import plain
 from demilune.results import Check, Evaluation, Finding, Verdict
 from demilune.runs import RunFolder, disk_refusal, environment, read_json, write_json
@@ -102,7 +102,6 @@ def assess(
     }
     rng = Stream.of(request.seed, "evaluation", device=device)
     asked = subject.interviewed(request.limit or request.usual).asked
-    check_labels(split.labels, len(dataset.classes))
     begun = time.monotonic()
     with Line(console(), len(entries) + 1) as line:
         try:

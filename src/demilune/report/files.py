@@ -5,14 +5,14 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, final
 
 import numpy as np
 import numpy.typing as npt
 
-from demilune.diagnosis import diagnose
+from demilune.diagnosis import anew
 from demilune.errors import DemiluneError
 from demilune.results import Evaluation
 from demilune.runs import read_json
@@ -75,10 +75,9 @@ def judged(path: Path, found: Evaluation, images: Arrays | None) -> Evaluation:
     if found.verdict is not None and not whole:
         return found
     try:
-        findings, verdict = diagnose(found.rows, images, found.checks, found.eps)
+        return anew(found, images)
     except (ValueError, ArithmeticError) as error:  # names of rows that evaluating does not write
         raise DemiluneError(f"{path} cannot be judged ({error}): evaluate the checkpoint again") from None
-    return replace(found, findings=findings, verdict=verdict)
 
 
 def arrays(path: Path) -> Arrays | None:
